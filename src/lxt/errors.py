@@ -1,0 +1,49 @@
+"""What can go wrong, as classes: each message quotes what was given and says what would be right."""
+
+
+class LxtError(Exception):
+    """Base of every error that this library raises on purpose."""
+
+
+class InvalidInput(LxtError, ValueError):
+    """The prompt, token ids or mask can't be explained as given."""
+
+
+class InvalidTarget(LxtError, ValueError):
+    """What is to be explained does not exist in the model's output."""
+
+
+class InvalidModel(LxtError, TypeError):
+    """The object given as a model is none that relevance can be propagated through."""
+
+
+class InvalidComposite(LxtError, ValueError):
+    """A composite's name, target or rule is not one that exists."""
+
+
+class AlreadyRegistered(LxtError, RuntimeError):
+    """A composite is already registered on the model or on a part of it."""
+
+
+class UnknownOperation(LxtError, NotImplementedError):
+    """An operation on the path of relevance has no rule in the composite."""
+
+
+class ReentrantCheckpoint(LxtError, RuntimeError):
+    """Reentrant gradient checkpointing hides the operations that it runs."""
+
+
+class NonFiniteLogits(LxtError, ArithmeticError):
+    """The model's output holds NaN or infinity where it is to be explained."""
+
+
+class ModelUnavailable(LxtError, OSError):
+    """A model could not be found, fetched or read."""
+
+
+class UnwritableFile(LxtError, OSError):
+    """A file that was asked for can't be written."""
+
+
+class InvalidFile(LxtError, ValueError):
+    """A file does not hold what it should."""
