@@ -1,0 +1,54 @@
+"""Activation functions composed of several operations in `transformers` models: one unit each."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from lxt.composite import ClassPath
+from lxt.rules.activation import (
+    elementwise,
+    gelu_slope,
+    mish_slope,
+    tanh_gelu_slope,
+    unit,
+)
+from lxt.rules.registry import Family
+
+__all__ = ["UNITS"]
+
+
+def quick_gelu_slope(x: Tensor) -> Tensor:
+    """QuickGELU = x · σ(1.702 x)."""
+    return torch.sigmoid(1.702 * x)
+
+
+def relu_squared_slope(x: Tensor) -> Tensor:
+    """ReLU(x)² = x · ReLU(x)."""
+    return x.relu()
+
+
+# SiLUActivation and LinearActivation are one torch function, or none, and need no entry.
+_IN_TRANSFORMERS_ACTIVATIONS: dict[str, Family] = {
+    "NewGELUActivation": elementwise(tanh_gelu_slope),
+    "FastGELUActivation": elementwise(tanh_gelu_slope),
+    "AccurateGELUActivation": elementwise(tanh_gelu_slope),
+    "GELUTanh": elementwise(tanh_gelu_slope),
+    "QuickGELUActivation": elementwise(quick_gelu_slope),
+    "ReLUSquaredActivation": elementwise(relu_squared_slope),
+    "GELUActivation": elementwise(gelu_slope),
+    "ClippedGELUActivation": unit,
+    "MishActivation": elementwise(mish_slope),
+    "LaplaceActivation": unit,
+    "SqrtSoftplusActivation": unit,
+    "XIELUActivation": unit,
+}
+
+_ELSEWHERE: dict[str, Family] = {
+    "transformers.models.bloom.modeling_bloom.BloomGelu": elementwise(tanh_gelu_slope),
+}
+
+UNITS: dict[ClassPath, Family] = {
+    ClassPath(f"transformers.activations.{name}"): rule
+    for name, rule in _IN_TRANSFORMERS_ACTIVATIONS.items()
+} | {ClassPath(path): rule for path, rule in _ELSEWHERE.items()}

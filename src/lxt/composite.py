@@ -1,0 +1,214 @@
+"""A composite: the immutable table that says which rule stands in for which operation."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any, Literal
+
+from torch import nn
+
+from lxt.errors import InvalidComposite
+from lxt.rules.registry import Family, operation_name
+
+if TYPE_CHECKING:
+    from lxt.propagation import Propagation
+
+__all__ = ["ClassPath", "Composite", "Rule", "Target"]
+
+OnUnknown = Literal["error", "gradient"]
+
+
+@dataclass(frozen=True)
+class ClassPath:
+    """A module class by its qualified name, so that its package need not be imported to name it."""
+
+    path: str
+
+    def __str__(self) -> str:
+        return self.path
+
+
+Target = Callable[..., Any] | type[nn.Module] | ClassPath | str
+"""A torch function, a module class (or its `ClassPath`), or a pattern of module names."""
+
+Rule = Family | Callable[..., Any]
+"""A function with the signature of its target, or a `Family` that is bound to the target.
+
+For a module class or name, a function gets the module itself first, like the class's `forward`.
+"""
+
+
+class Composite(Mapping[Target, Rule]):
+    """A table from targets to rules, applied to one model instance at a time.
+
+    Targets are torch functions (`torch.nn.functional.silu`), module classes (`MyActivation`, or
+    `lxt.ClassPath("package.module.MyActivation")`), and module names as shell patterns
+    (`"layers.*.mlp.act_fn"`), matched against the end of a module's path. A name is preferred to a
+    class, and a class to the functions that its forward calls.
+
+    Composites don't change. `attnlrp | {target: rule}` is a new one, with the right side preferred.
+
+    Args:
+        rules: the table.
+        name: how the composite is called in messages and results.
+        on_unknown: what becomes of an operation on the path of relevance that has no rule:
+            `"error"` raises `UnknownOperation`, `"gradient"` takes autograd's own gradient.
+
+    Raises:
+        InvalidComposite: a target or a rule is not one.
+
+    """
+
+    __slots__ = ("_rules", "name", "on_unknown")
+
+    def __init__(
+        self,
+        rules: Mapping[Any, Any],
+        *,
+        name: str = "composite",
+        on_unknown: OnUnknown = "error",
+    ) -> None:
+        for target, rule in rules.items():
+            _check(target, rule)
+        if on_unknown not in ("error", "gradient"):
+            raise InvalidComposite(f'on_unknown is "error" or "gradient", not {on_unknown!r}')
+        self._rules: Mapping[Target, Rule] = MappingProxyType(dict(rules))
+        self.name = name
+        self.on_unknown: OnUnknown = on_unknown
+
+    def __getitem__(self, target: Target) -> Rule:
+        return self._rules[target]
+
+    def __iter__(self) -> Iterator[Target]:
+        return iter(self._rules)
+
+    def __len__(self) -> int:
+        return len(self._rules)
+
+    def __hash__(self) -> int:
+        return hash((self.name, self.on_unknown, frozenset(self._rules)))
+
+    def __or__(self, other: Mapping[Any, Any]) -> Composite:
+        if not isinstance(other, Mapping):
+            return NotImplemented
+        added = other.name if isinstance(other, Composite) else f"{len(other)} more"
+        return Composite(
+            {**self._rules, **other}, name=f"{self.name} | {added}", on_unknown=self.on_unknown
+        )
+
+    def without(self, *targets: Target) -> Composite:
+        """A copy less the rules of some targets, each of which it must have."""
+        missing = [_spell(target) for target in targets if target not in self._rules]
+        if missing:
+            raise InvalidComposite(f"{self.name} has no rule for {', '.join(missing)}")
+        rules = {target: rule for target, rule in self._rules.items() if target not in targets}
+        name = f"{self.name} without {', '.join(map(_spell, targets))}"
+        return Composite(rules, name=name, on_unknown=self.on_unknown)
+
+    def register(self, model: nn.Module, *, on_unknown: OnUnknown | None = None) -> Propagation:
+        """Apply this composite to every forward pass of `model` until the result is removed.
+
+        Relevance is `activation * gradient` of the backward passes that follow.
+
+        Args:
+            model: the instance to explain; its class and every other instance stay as they are.
+            on_unknown: overrides the composite's own choice (see the class).
+
+        Returns:
+            The handle, whose `.remove()` undoes it.
+
+        Raises:
+            InvalidModel: `model` is no module.
+            AlreadyRegistered: a composite is registered on it, or on a module within.
+
+        """
+        from lxt.propagation import Propagation  # which needs this module's types
+
+        return Propagation(model, self, on_unknown or self.on_unknown)
+
+    @contextmanager
+    def context(
+        self, model: nn.Module, *, on_unknown: OnUnknown | None = None
+    ) -> Iterator[Propagation]:
+        """`register` for the length of a `with` block."""
+        propagation = self.register(model, on_unknown=on_unknown)
+        try:
+            yield propagation
+        finally:
+            propagation.remove()
+
+    def function_rules(self) -> dict[Any, Callable[..., Any]]:
+        """The rules of torch functions, each bound to its function."""
+        return {
+            target: rule.bind(target) if isinstance(rule, Family) else rule
+            for target, rule in self._rules.items()
+            if callable(target) and not isinstance(target, type)
+        }
+
+    def module_rule(self, name: str, module: nn.Module) -> Rule | None:
+        """The rule for `module`, found at path `name` of the model, or None if it is no target.
+
+        A class stands for its subclasses too, unless they have a `forward` of their own.
+        """
+        for target in reversed(self._rules):
+            if isinstance(target, str) and _matches(name, target):
+                return self._rules[target]
+        for cls in type(module).__mro__:
+            if getattr(cls, "forward", None) is not type(module).forward:
+                return None
+            rule = self._rules.get(cls) or self._rules.get(
+                ClassPath(f"{cls.__module__}.{cls.__qualname__}")
+            )
+            if rule is not None:
+                return rule
+        return None
+
+    def __repr__(self) -> str:
+        groups: dict[str, list[str]] = {}
+        for target, rule in self._rules.items():
+            label = rule.name if isinstance(rule, Family) else getattr(rule, "__name__", repr(rule))
+            groups.setdefault(label, []).append(_spell(target).rsplit(".", 1)[-1])
+        lines = [f"Composite {self.name!r}: {len(self)} targets, unknown → {self.on_unknown}"]
+        for label, names in sorted(groups.items(), key=lambda item: -len(item[1])):
+            names = list(dict.fromkeys(names))
+            more = f", … ({len(names)})" if len(names) > 6 else ""
+            lines.append(f"  {label:<28} {', '.join(names[:6])}{more}")
+        return "\n".join(lines)
+
+
+def _matches(name: str, pattern: str) -> bool:
+    parts = name.split(".")
+    length = pattern.count(".") + 1
+    return fnmatchcase(name, pattern) or fnmatchcase(".".join(parts[-length:]), pattern)
+
+
+def _spell(target: Any) -> str:
+    if isinstance(target, str | ClassPath):
+        return str(target)
+    if isinstance(target, type):
+        return f"{target.__module__}.{target.__qualname__}"
+    return operation_name(target)
+
+
+def _check(target: Any, rule: Any) -> None:
+    if isinstance(target, type) and not issubclass(target, nn.Module):
+        raise InvalidComposite(
+            f"{target!r} is a class but no torch.nn.Module"
+        )
+    if isinstance(target, nn.Module):
+        raise InvalidComposite(
+            f"{type(target).__name__}(…) is an instance: give its class, or its name as a string"
+        )
+    if not callable(target) and not isinstance(target, str | ClassPath):
+        raise InvalidComposite(
+            f"{target!r} is no target: give a torch function, a module class or a name pattern"
+        )
+    if not callable(rule) and not isinstance(rule, Family):
+        raise InvalidComposite(
+            f"the rule of {_spell(target)} is {rule!r}: give a function with the same signature, "
+            "or a rule of lxt.rules"
+        )

@@ -1,0 +1,56 @@
+"""The presets: each a short table over the rules, and a composite like any of yours."""
+
+from __future__ import annotations
+
+import difflib
+
+import torch.nn.functional as F
+
+from lxt.architectures import UNITS
+from lxt.composite import Composite
+from lxt.errors import InvalidComposite
+from lxt.rules.attention import value_only_attention
+from lxt.rules.bilinear import GATED_PRODUCTS, glu
+from lxt.rules.dropout import DROPOUTS, off
+from lxt.rules.elementary import constant
+from lxt.rules.registry import REGISTRY
+from lxt.rules.softmax import SOFTMAXES
+
+__all__ = ["PRESETS", "attnlrp", "by_name", "cp_lrp", "gradient"]
+
+attnlrp = Composite(
+    {operation: entry.rule for operation, entry in REGISTRY.items()} | UNITS,
+    name="attnlrp",
+)
+"""AttnLRP (Achtibat et al. 2024): relevance flows through attention weights and gates too."""
+
+cp_lrp = Composite(
+    {
+        **attnlrp,
+        **dict.fromkeys(SOFTMAXES, constant),
+        **GATED_PRODUCTS,
+        F.scaled_dot_product_attention: value_only_attention,
+        F.glu: glu(gate_is_constant=True),
+    },
+    name="cp_lrp",
+)
+"""CP-LRP (Ali et al. 2022): attention weights and gates are constants."""
+
+gradient = Composite(dict.fromkeys(DROPOUTS, off), name="gradient", on_unknown="gradient")
+"""Gradient × input: autograd's own gradient everywhere, for comparison."""
+
+PRESETS = {composite.name: composite for composite in (attnlrp, cp_lrp, gradient)}
+
+
+def by_name(name: str) -> Composite:
+    """The preset called `name`.
+
+    Raises:
+        InvalidComposite: there is none; the message names the nearest.
+
+    """
+    if name in PRESETS:
+        return PRESETS[name]
+    near = difflib.get_close_matches(name, PRESETS, n=1, cutoff=0.4)
+    hint = f"did you mean {near[0]!r}? " if near else ""
+    raise InvalidComposite(f"no composite {name!r}: {hint}there are {', '.join(PRESETS)}")

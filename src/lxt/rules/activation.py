@@ -1,0 +1,327 @@
+"""Element-wise non-linearities: the secant through the origin stands in for the derivative.
+
+    R_x = x · s(x) · g,   s(x) = (f(x) − f(0)) / x,   s(0) = f′(0)     Achtibat et al. 2024, Eq. 9
+
+With f(0) = 0 the operand gets exactly the relevance of the output; otherwise f(0) absorbs its
+share. Where s has a closed form it is used, so that nothing is divided by a small number.
+"""
+
+from __future__ import annotations
+
+import inspect
+import math
+from collections.abc import Callable, Sequence
+from functools import cache
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from lxt.gradients import secant
+from lxt.rules.elementary import constant
+from lxt.rules.registry import (
+    Family,
+    Operation,
+    Refusal,
+    Sample,
+    constant_t,
+    family,
+    in_place,
+    positive_t,
+    register,
+    require_constant,
+    rule,
+    sample,
+    spelled,
+    t,
+)
+
+__all__ = ["elementwise", "numeric_slope", "unit"]
+
+SOURCE = "AttnLRP Eq. 9"
+DEFAULT_SAMPLES = (sample(t(3, 5)),)
+
+
+def numeric_slope(f: Callable[[Tensor], Tensor], x: Tensor, eps: float | None = None) -> Tensor:
+    """The secant slope of any element-wise `f`, computed from its values.
+
+    Near 0 the difference f(x) − f(0) cancels; there the derivative at the midpoint x/2 is used,
+    which equals the secant up to x² · f‴/24. Where f(0) = 0 nothing cancels but at x = 0 itself.
+
+    Args:
+        f: the function, evaluated at tensors of the shape of `x`.
+        x: where, of any shape.
+        eps: the relative precision of the values of `f`; that of the dtype of `x` by default.
+
+    """
+    eps = eps or torch.finfo(x.dtype).eps
+    offset = f(torch.zeros_like(x))
+    near = x.abs() <= torch.where(offset == 0, 0.0, eps ** (1 / 3))
+    slope = (f(x) - offset) / torch.where(near, 1.0, x)
+    if not near.any():
+        return slope
+    with torch.enable_grad():
+        middle = torch.where(near, x / 2, 0.0).detach().requires_grad_()
+        (derivative,) = torch.autograd.grad(f(middle).sum(), middle)
+    return torch.where(near, derivative, slope)
+
+
+@cache
+def inplace_position(operation: Operation) -> int | None:
+    """Where `inplace` stands among the parameters of an operation, if it is one of them."""
+    try:
+        parameters = list(inspect.signature(operation).parameters)
+    except (TypeError, ValueError):  # a builtin without a signature has no such argument
+        return None
+    return parameters.index("inplace") if "inplace" in parameters else None
+
+
+def replaced(
+    slope: Callable[..., Tensor], operation: Operation, x: Tensor, args: Any, kwargs: Any
+) -> Tensor:
+    """Call `operation` with the secant slope in the backward pass; in place if asked to."""
+    inplace = kwargs.get("inplace", False)
+    position = inplace_position(operation)
+    if position is not None:
+        kwargs = {name: value for name, value in kwargs.items() if name != "inplace"}
+        if len(args) >= position:  # `args` lacks the first one
+            inplace, args = args[position - 1], args[: position - 1]
+    require_constant(**{f"{n}": value for n, value in enumerate(args, start=1)} | kwargs)
+    if not x.requires_grad:
+        y = operation(x, *args, **kwargs)
+    else:
+        y = secant(
+            x.clone() if inplace else x,
+            lambda v: operation(v, *args, **kwargs),
+            lambda v: slope(v, *args, **kwargs),
+        )
+    return x.copy_(y) if inplace else y
+
+
+def elementwise(slope: Callable[..., Tensor]) -> Family:
+    """The rule of an element-wise operation whose secant slope is `slope(x, *arguments)`.
+
+    `slope` takes the arguments of the operation, but for `inplace`.
+    """
+
+    def apply(operation: Operation, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        return replaced(slope, operation, x, args, kwargs)
+
+    return Family(apply, "secant")
+
+
+@family
+def ratio(operation: Operation, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+    """The rule of an element-wise operation without a closed form: the slope from its values."""
+
+    def slope(v: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        return numeric_slope(lambda u: operation(u, *args, **kwargs), v)
+
+    return replaced(slope, operation, x, args, kwargs)
+
+
+@family
+def unit(operation: Operation, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+    """Any element-wise function of its first argument, made of whatever operations, as one unit.
+
+    For a module class or a function that is a composition: Eq. 9 for all of it, where rules for the
+    parts would split relevance between factors that are not two things.
+    """
+
+    def slope(v: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        # Parameters have the precision of the model, which may be less than the slope's.
+        def f(u: Tensor) -> Tensor:
+            return operation(u.to(x.dtype), *args, **kwargs).to(u.dtype)
+
+        return numeric_slope(f, v, torch.finfo(x.dtype).eps)
+
+    return replaced(slope, operation, x, args, kwargs)
+
+
+def activation(
+    *names: str, samples: Sequence[Sample] = DEFAULT_SAMPLES, rule: Family | None = None
+):
+    """Register these operations and their in-place twins with `rule`, or with a decorated slope."""
+
+    def decorate(slope: Callable[..., Tensor]) -> Callable[..., Tensor]:
+        add(elementwise(slope))
+        return slope
+
+    def add(rule: Family) -> None:
+        for name in names:
+            operations = list(spelled(name))
+            register(operations, rule, source=SOURCE, samples=samples)
+            twins = spelled(f"{name}_")
+            register(twins, in_place(rule, operations[0]), source=SOURCE, samples=samples)
+
+    if rule:
+        add(rule)
+    return decorate
+
+
+# --- closed forms: f(x) = x · s(x) ---------------------------------------------------------------
+
+
+@activation("relu")
+def relu_slope(x: Tensor) -> Tensor:
+    """ReLU: the step function."""
+    return (x > 0).to(x.dtype)
+
+
+@activation("leaky_relu", samples=(sample(t(3, 5), 0.2),))
+def leaky_relu_slope(x: Tensor, negative_slope: float = 0.01) -> Tensor:
+    """LeakyReLU: 1 or the negative slope."""
+    return torch.where(x > 0, 1.0, negative_slope)
+
+
+@activation("silu")
+def silu_slope(x: Tensor) -> Tensor:
+    """SiLU = x · σ(x)."""
+    return x.sigmoid()
+
+
+@activation("gelu", samples=(sample(t(3, 5)), sample(t(3, 5), approximate="tanh")))
+def gelu_slope(x: Tensor, approximate: str = "none") -> Tensor:
+    """GELU = x · Φ(x), with Φ exact or approximated by tanh."""
+    if approximate == "tanh":
+        return tanh_gelu_slope(x)
+    return 0.5 * (1 + torch.erf(x * math.sqrt(0.5)))
+
+
+def tanh_gelu_slope(x: Tensor) -> Tensor:
+    """½ (1 + tanh(√(2/π) (x + 0.044715 x³)))."""
+    return 0.5 * (1 + torch.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3)))
+
+
+@activation("mish")
+def mish_slope(x: Tensor) -> Tensor:
+    """Mish = x · tanh(softplus(x))."""
+    return torch.tanh(F.softplus(x))
+
+
+@activation("hardswish")
+def hardswish_slope(x: Tensor) -> Tensor:
+    """Hardswish = x · ReLU6(x + 3) / 6."""
+    return F.relu6(x + 3) / 6
+
+
+@activation("hardsigmoid")
+def hardsigmoid_slope(x: Tensor) -> Tensor:
+    """f(x) − f(0) = clamp(x/6, ±½)."""
+    return torch.where(x == 0, 1 / 6, (x / 6).clamp(-0.5, 0.5) / x)
+
+
+@activation("square")
+def square_slope(x: Tensor) -> Tensor:
+    """x² = x · x."""
+    return x
+
+
+@activation("abs", "absolute")
+def abs_slope(x: Tensor) -> Tensor:
+    """|x| = x · sign(x)."""
+    return x.sign()
+
+
+# --- closed forms of f(x) − f(0) for f(0) ≠ 0, which would cancel near 0 --------------------------
+
+
+@activation("sigmoid", "expit")
+def sigmoid_slope(x: Tensor) -> Tensor:
+    """σ(x) − ½ = tanh(x/2) / 2."""
+    return torch.where(x == 0, 0.25, (x / 2).tanh() / (2 * x))
+
+
+@activation("exp")
+def exp_slope(x: Tensor) -> Tensor:
+    """exp(x) − 1 = expm1(x)."""
+    return torch.where(x == 0, 1.0, x.expm1() / x)
+
+
+@activation("exp2")
+def exp2_slope(x: Tensor) -> Tensor:
+    """2ˣ − 1 = expm1(x · ln 2)."""
+    return torch.where(x == 0, math.log(2), (x * math.log(2)).expm1() / x)
+
+
+@activation("cos")
+def cos_slope(x: Tensor) -> Tensor:
+    """cos(x) − 1 = −2 sin²(x/2)."""
+    return torch.where(x == 0, 0.0, -2 * (x / 2).sin() ** 2 / x)
+
+
+def softplus_difference(x: Tensor) -> Tensor:
+    """log(1 + eˣ) − log 2 = log(1 + (eˣ − 1)/2), without overflow."""
+    return torch.where(x > 20, x - math.log(2), torch.log1p(x.clamp(max=20).expm1() / 2))
+
+
+@activation("softplus", samples=(sample(t(3, 5)), sample(t(3, 5), beta=2.0)))
+def softplus_slope(x: Tensor, beta: float = 1, threshold: float = 20) -> Tensor:
+    """softplus(x) − softplus(0)."""
+    return torch.where(x == 0, 0.5, softplus_difference(beta * x) / (beta * x))
+
+
+@activation("logsigmoid")
+def logsigmoid_slope(x: Tensor) -> Tensor:
+    """Log σ(x) = −softplus(−x)."""
+    return softplus_slope(-x)
+
+
+# --- no closed form: from the values -------------------------------------------------------------
+
+activation("tanh", "softsign", "tanhshrink", "elu", "selu", "celu", "relu6", rule=ratio)
+activation("hardtanh", "hardshrink", "softshrink", rule=ratio)
+activation("threshold", samples=[sample(t(3, 5), 0.1, 0.5)], rule=ratio)
+activation("rrelu", samples=[sample(t(3, 5), 0.1, 0.3, False)], rule=ratio)
+activation("erf", "erfc", "sin", "tan", "sinh", "cosh", "asinh", "atan", rule=ratio)
+activation("expm1", samples=DEFAULT_SAMPLES, rule=ratio)
+activation("log1p", "asin", samples=[sample(positive_t(3, 5))], rule=ratio)
+activation("clamp", "clip", samples=[sample(t(3, 5), -0.5, 0.7), sample(t(3, 5), 0.3)], rule=ratio)
+activation("clamp_min", "clamp_max", samples=[sample(t(3, 5), 0.2)], rule=ratio)
+activation("prelu", samples=[sample(t(3, 5), constant_t(5))], rule=ratio)
+
+
+# --- powers --------------------------------------------------------------------------------------
+
+POWERS = (torch.pow, Tensor.pow, Tensor.__pow__)
+
+
+@rule(
+    *POWERS,
+    source=SOURCE,
+    samples=[
+        sample(t(3, 5), 2),
+        sample(t(3, 5), 3.0),
+        sample(positive_t(3, 5), 1.5),
+        sample(positive_t(3, 5), -0.5),
+        sample(positive_t(3, 5), constant_t(5, positive=True)),
+    ],
+)
+@family
+def power(operation: Operation, x: Any, exponent: Any) -> Tensor:
+    """xᵖ = x · xᵖ⁻¹ for p ≥ 1. A root or a negative power scales a norm: a constant (Prop. 3.4)."""
+    require_constant(exponent=exponent)
+    if not isinstance(x, Tensor) or not x.requires_grad:
+        return operation(x, exponent)
+    exponents = exponent if isinstance(exponent, Tensor) else torch.tensor(exponent)
+    if (exponents >= 1).all():
+        return secant(x, lambda v: operation(v, exponent), lambda v: v ** (exponent - 1))
+    if (exponents < 1).all():
+        return constant.function(operation, x, exponent)
+    raise Refusal("some exponents are below 1, some are not")
+
+
+@rule(Tensor.__rpow__, source=SOURCE, samples=[sample(t(3, 5), 2.0)])
+def exponential(exponent: Tensor, base: Any) -> Tensor:
+    """bˣ − 1 = expm1(x · ln b)."""
+    require_constant(base=base)
+    log_base = math.log(base)
+
+    def slope(x: Tensor) -> Tensor:
+        return torch.where(x == 0, log_base, (x * log_base).expm1() / x)
+
+    return secant(exponent, lambda v: base**v, slope) if exponent.requires_grad else base**exponent
+
+
+register([Tensor.pow_], in_place(power, torch.pow), source=SOURCE, samples=[sample(t(3, 5), 2)])

@@ -1,0 +1,219 @@
+"""Products, quotients and powers of operands that depend on the explained input.
+
+A product of N such factors hands 1/N of its relevance to each (Achtibat et al. 2024, Prop. 3.2 and
+3.3): autograd's gradient of every factor is scaled by 1/N. Constant factors, like weights, count
+for nothing. A denominator is a constant (Prop. 3.4).
+
+In CP-LRP a gate is a constant too (Ali et al. 2022): the factor that came out of a non-linearity
+hands its share to the other one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from lxt.gradients import carries_relevance, is_activation, scale, stop, substitute
+from lxt.rules.registry import (
+    Family,
+    Operation,
+    constant_t,
+    family,
+    in_place,
+    require_constant,
+    rule,
+    sample,
+    spelled,
+    t,
+)
+
+__all__ = ["GATED_PRODUCTS", "gated_product", "product", "quotient"]
+
+PRODUCT = "AttnLRP Prop. 3.3"
+QUOTIENT = "AttnLRP Prop. 3.4"
+
+
+def share(factors: Sequence[Any]) -> list[Any]:
+    """The factors, each of those that carry relevance scaled by 1/N in the backward pass."""
+    n = sum(carries_relevance(factor) for factor in factors)
+    if n < 2:
+        return list(factors)
+    return [scale(f, 1 / n) if carries_relevance(f) else f for f in factors]
+
+
+@family
+def product(operation: Operation, a: Any, b: Any, *args: Any, **kwargs: Any) -> Any:
+    """A product in any sense (element-wise, matrix, outer): half to each, R_a = a · g_a / 2."""
+    a, b = share((a, b))
+    return operation(a, b, *args, **kwargs)
+
+
+@family
+def gated_product(operation: Operation, a: Any, b: Any, *args: Any, **kwargs: Any) -> Any:
+    """CP-LRP: a factor that a non-linearity put out is a gate, hence constant (Ali et al. 2022)."""
+    if carries_relevance(a) and carries_relevance(b):
+        gates = is_activation(a), is_activation(b)
+        if gates == (True, False):
+            a = stop(a)
+        elif gates == (False, True):
+            b = stop(b)
+    return product.function(operation, a, b, *args, **kwargs)
+
+
+x, y, weight = t(2, 3), t(2, 3), constant_t(2, 3)
+matrix, other, constant_matrix = t(2, 3), t(3, 4), constant_t(3, 4)
+batch, other_batch = t(2, 2, 3), t(2, 3, 4)
+
+ELEMENTWISE = tuple(spelled("mul", "multiply"))
+IN_PLACE = tuple(spelled("mul_", "multiply_"))
+rule(*ELEMENTWISE, source=PRODUCT, samples=[sample(x, y), sample(x, t(3)), sample(x, weight)])(
+    product
+)
+rule(*IN_PLACE, source=PRODUCT, samples=[sample(x, y), sample(x, t(3)), sample(x, weight)])(
+    in_place(product, torch.mul)
+)
+GATED_PRODUCTS: dict[Operation, Family] = {
+    **dict.fromkeys(ELEMENTWISE, gated_product),
+    **dict.fromkeys(IN_PLACE, in_place(gated_product, torch.mul)),
+}
+rule(
+    *spelled("matmul", "mm"),
+    source=PRODUCT,
+    samples=[sample(matrix, other), sample(matrix, constant_matrix)],
+)(product)
+rule(
+    *spelled("bmm"),
+    source=PRODUCT,
+    samples=[sample(batch, other_batch), sample(batch, constant_t(2, 3, 4))],
+)(product)
+rule(torch.Tensor.__rmatmul__, source=PRODUCT, samples=[sample(other, matrix)])(product)
+rule(*spelled("mv"), source=PRODUCT, samples=[sample(matrix, t(3))])(product)
+rule(*spelled("dot", "inner", "outer", "ger"), source=PRODUCT, samples=[sample(t(3), t(3))])(
+    product
+)
+rule(torch.tensordot, source=PRODUCT, samples=[sample(matrix, other, 1)])(product)
+rule(*spelled("kron"), source=PRODUCT, samples=[sample(matrix, other)])(product)
+rule(*spelled("linear"), source=PRODUCT, samples=[
+    sample(t(2, 3), constant_t(4, 3), constant_t(4)),
+    sample(t(2, 3), t(4, 3)),
+])(product)  # fmt: skip
+for _n, _conv in enumerate((torch.conv1d, torch.conv2d, torch.conv3d), start=1):
+    rule(
+        _conv,
+        source=PRODUCT,
+        samples=[
+            sample(t(1, 2, *[4] * _n), constant_t(3, 2, *[2] * _n), constant_t(3), padding=1),
+            sample(t(1, 2, *[4] * _n), t(3, 2, *[2] * _n)),
+        ],
+    )(product)
+for _n, _conv in enumerate(
+    (torch.conv_transpose1d, torch.conv_transpose2d, torch.conv_transpose3d), start=1
+):
+    rule(
+        _conv,
+        source=PRODUCT,
+        samples=[sample(t(1, 2, *[3] * _n), constant_t(2, 3, *[2] * _n), constant_t(3))],
+    )(product)
+
+
+@rule(
+    torch.einsum,
+    source=PRODUCT,
+    samples=[
+        sample("ij,jk->ik", matrix, other),
+        sample("ij,jk->ik", matrix, constant_matrix),
+        sample("i,ij,j->", t(2), matrix, t(3)),
+        sample("ij->i", matrix),
+    ],
+)
+def einsum(equation: str, *operands: Any) -> Tensor:
+    """An Einstein sum is a product of its operands: each of N gets 1/N."""
+    if len(operands) == 1 and isinstance(operands[0], list | tuple):
+        operands = tuple(operands[0])
+    return torch.einsum(equation, *share(operands))
+
+
+@family
+def sum_with_product(operation: Operation, total: Any, a: Any, b: Any, **kwargs: Any) -> Any:
+    """Y = β · total + α · (a · b): the sum is linear, the factors share what the product gets."""
+    a, b = share((a, b))
+    return operation(total, a, b, **kwargs)
+
+
+rule(*spelled("addmm", "addmm_"), source=PRODUCT, samples=[
+    sample(t(2, 4), matrix, other, beta=0.5),
+    sample(constant_t(4), matrix, constant_matrix),
+])(sum_with_product)  # fmt: skip
+rule(
+    *spelled("baddbmm", "baddbmm_"),
+    source=PRODUCT,
+    samples=[sample(t(2, 2, 4), batch, other_batch, alpha=0.5)],
+)(sum_with_product)
+rule(*spelled("addbmm"), source=PRODUCT, samples=[sample(t(2, 4), batch, other_batch)])(
+    sum_with_product
+)
+rule(*spelled("addmv"), source=PRODUCT, samples=[sample(t(2), matrix, t(3))])(sum_with_product)
+rule(*spelled("addr"), source=PRODUCT, samples=[sample(t(2, 3), t(2), t(3))])(sum_with_product)
+rule(*spelled("addcmul", "addcmul_"), source=PRODUCT, samples=[sample(t(2, 3), x, y, value=0.5)])(
+    sum_with_product
+)
+
+
+@family
+def quotient(operation: Operation, a: Any, b: Any, *args: Any, **kwargs: Any) -> Any:
+    """Y = a / b with the denominator as a constant: R_a = R_y."""
+    return operation(a, stop(b) if carries_relevance(b) else b, *args, **kwargs)
+
+
+rule(
+    *spelled("div", "divide", "true_divide", "div_", "divide_", "true_divide_"),
+    source=QUOTIENT,
+    samples=[sample(x, y), sample(x, 2.0), sample(constant_t(2, 3), y), sample(x, weight)],
+)(quotient)
+
+
+@rule(*spelled("addcdiv", "addcdiv_"), source=QUOTIENT, samples=[sample(t(2, 3), x, y, value=0.5)])
+@family
+def sum_with_quotient(operation: Operation, total: Any, a: Any, b: Any, **kwargs: Any) -> Any:
+    """Y = total + value · a / b with the denominator as a constant."""
+    return operation(total, a, stop(b) if carries_relevance(b) else b, **kwargs)
+
+
+def glu(gate_is_constant: bool) -> Callable[..., Tensor]:
+    """The rule of a gated linear unit, y = a · σ(b) with (a, b) the halves of the operand.
+
+    AttnLRP: half to each factor, and the secant of σ for the gate, whose σ(0) = ½ absorbs.
+    CP-LRP: the gate is a constant, all goes to a.
+    """
+
+    def gated_linear_unit(input: Tensor, dim: int = -1) -> Tensor:
+        def forward(x: Tensor) -> tuple[Tensor, Sequence[Tensor]]:
+            return F.glu(x, dim), (x,)
+
+        def backward(g: Tensor, x: Tensor) -> Tensor:
+            a, b = x.chunk(2, dim)
+            if gate_is_constant:
+                return torch.cat((g * b.sigmoid(), torch.zeros_like(a)), dim)
+            slope = torch.where(b == 0, 0.25, (b / 2).tanh() / (2 * b))
+            return torch.cat((g * b.sigmoid() / 2, g * a * slope / 2), dim)
+
+        return substitute(input, forward, backward) if input.requires_grad else F.glu(input, dim)
+
+    return gated_linear_unit
+
+
+rule(F.glu, source=PRODUCT, samples=[sample(t(2, 6)), sample(t(4, 3), 0)])(
+    glu(gate_is_constant=False)
+)
+
+
+@rule(F.bilinear, source=PRODUCT, samples=[sample(t(2, 3), t(2, 4), constant_t(5, 3, 4))])
+def bilinear(input1: Tensor, input2: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """y_k = x₁ᵀ W_k x₂ + b_k: half to each input."""
+    require_constant(weight=weight)
+    a, b = share((input1, input2))
+    return F.bilinear(a, b, weight, bias)

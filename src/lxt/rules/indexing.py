@@ -1,0 +1,73 @@
+"""Operations that pick values by place or by size, and write values to a place.
+
+What is picked is a matter of indices and masks, which are constants; the picking is linear, so
+autograd's own gradient is the rule (Achtibat et al. 2024, Eq. 8). A maximum hands its relevance to
+the winner.
+"""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from lxt.rules.elementary import passthrough
+from lxt.rules.registry import Sample, constant_t, index_t, mask_t, register, sample, spelled, t
+
+
+def picks(*names: str, samples: list[Sample]) -> None:
+    """Register operations that pick values or write them to a place."""
+    register(spelled(*names), passthrough, source="picks values", samples=samples)
+
+
+x = t(3, 4)
+rows = index_t(2, below=3)
+
+register(
+    [Tensor.__getitem__],
+    passthrough,
+    source="picks values",
+    samples=[sample(x, (slice(None), 1)), sample(x, rows), sample(x, (..., None, 2))],
+)
+register([Tensor.__setitem__, Tensor.__iter__], passthrough, source="picks values", samples=[])
+
+picks("gather", samples=[sample(x, 1, index_t(3, 2, below=4))])
+picks("take_along_dim", samples=[sample(x, index_t(3, 2, below=4), 1)])
+picks("take", samples=[sample(x, index_t(5, below=12))])
+picks("index_select", samples=[sample(x, 0, rows)])
+picks("masked_select", samples=[sample(x, mask_t(3, 4))])
+picks("masked_fill", samples=[sample(x, mask_t(3, 4), -3.0)])
+picks("where", samples=[sample(mask_t(3, 4), x, x), sample(mask_t(3, 4), x, constant_t(3, 4))])
+picks("roll", samples=[sample(x, 1, 0)])
+picks("flip", samples=[sample(x, (0,))])
+picks("rot90", "fliplr", "flipud", samples=[sample(x)])
+picks("scatter", samples=[sample(x, 1, index_t(3, 1, below=4), t(3, 1))])
+picks("scatter_add", samples=[sample(x, 1, index_t(3, 2, below=4), t(3, 2))])
+picks("index_add", "index_copy", samples=[sample(x, 0, index_t(1, below=3), t(1, 4))])
+picks("index_fill", samples=[sample(x, 0, rows, 0.5)])
+picks("masked_scatter", samples=[sample(x, mask_t(3, 4), t(12))])
+picks("index_put", samples=[sample(x, (index_t(1, below=3),), t(1, 4))])
+picks(
+    "masked_fill_",
+    "scatter_",
+    "scatter_add_",
+    "index_add_",
+    "index_copy_",
+    "index_fill_",
+    "masked_scatter_",
+    "index_put_",
+    "fill_",
+    "zero_",
+    samples=[],
+)
+
+# The winner takes all: linear in the values that win.
+picks("topk", samples=[sample(x, 2)])
+picks("sort", "msort", samples=[sample(x)])
+picks("max", "min", samples=[sample(x), sample(x, 1), sample(x, t(3, 4))])
+picks("amax", "amin", samples=[sample(x, (1,))])
+picks("maximum", "minimum", "fmax", "fmin", samples=[sample(x, t(3, 4))])
+picks("cummax", "cummin", samples=[sample(x, 1)])
+picks("kthvalue", samples=[sample(x, 2)])
+picks("max_pool1d", samples=[sample(t(1, 2, 6), 2)])
+picks("max_pool2d", samples=[sample(t(1, 2, 4, 4), 2)])
+picks("adaptive_max_pool1d", samples=[sample(t(1, 2, 6), 2)])
+picks("adaptive_max_pool2d", samples=[sample(t(1, 2, 4, 4), 2)])

@@ -1,0 +1,34 @@
+"""Linear maps and sums over a dimension: the ε-rule with ε → 0, which is autograd's own gradient.
+
+    R_i = Σ_j x_i W_ji / (Σ_k W_jk x_k + b_j) · R_j        Achtibat et al. 2024, Eq. 8
+
+In terms of gradients, R = x · g: the weights just carry g back, and a bias absorbs its share.
+Maps whose weights may carry relevance themselves stand in `bilinear`.
+"""
+
+from __future__ import annotations
+
+from lxt.rules.elementary import passthrough
+from lxt.rules.registry import Sample, index_t, register, sample, spelled, t
+
+
+def linear(*names: str, samples: list[Sample]) -> None:
+    """Register operations that are linear in their first operand."""
+    register(spelled(*names), passthrough, source="AttnLRP Eq. 8", samples=samples)
+
+
+x = t(2, 3, 4)
+
+linear("sum", "nansum", "mean", "nanmean", samples=[sample(x, -1), sample(x, (0, 1), keepdim=True)])
+linear("cumsum", samples=[sample(x, 1)])
+linear("diff", samples=[sample(x)])
+linear("trace", samples=[sample(t(3, 3))])
+linear("embedding", samples=[sample(index_t(2, 3, below=5), t(5, 4))])
+linear("embedding_bag", samples=[sample(index_t(2, 3, below=5), t(5, 4), mode="mean")])
+linear("avg_pool1d", samples=[sample(t(1, 2, 6), 2)])
+linear("avg_pool2d", samples=[sample(t(1, 2, 4, 4), 2)])
+linear("avg_pool3d", samples=[sample(t(1, 1, 2, 4, 4), 2)])
+linear("adaptive_avg_pool1d", samples=[sample(t(1, 2, 6), 2)])
+linear("adaptive_avg_pool2d", samples=[sample(t(1, 2, 4, 4), 2)])
+linear("adaptive_avg_pool3d", samples=[sample(t(1, 1, 2, 4, 4), 2)])
+linear("interpolate", "upsample", samples=[sample(t(1, 2, 3, 3), scale_factor=2.0)])

@@ -1,0 +1,174 @@
+"""The table from operations to rules: what each file of this folder adds to, and everyone reads.
+
+A rule is a function with the signature of the operation that it stands for; it returns the same
+value and has another backward pass. A rule that serves many operations is written once, with the
+operation as its first argument, and is a `Family`. Sample calls stand beside each rule: the tests
+run every rule on its samples.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+Operation = Callable[..., Any]
+
+
+@dataclass(frozen=True)
+class TensorSpec:
+    """A random tensor argument of a sample; `constant` where it carries no relevance."""
+
+    shape: tuple[int, ...]
+    constant: bool = False
+    positive: bool = False
+    integers_below: int | None = None
+    boolean: bool = False
+
+
+def t(*shape: int) -> TensorSpec:
+    """A sample tensor that carries relevance."""
+    return TensorSpec(shape)
+
+
+def positive_t(*shape: int) -> TensorSpec:
+    """A sample tensor of values in (0, 1) that carries relevance."""
+    return TensorSpec(shape, positive=True)
+
+
+def constant_t(*shape: int, positive: bool = False) -> TensorSpec:
+    """A sample tensor that is a constant, like a weight."""
+    return TensorSpec(shape, constant=True, positive=positive)
+
+
+def index_t(*shape: int, below: int) -> TensorSpec:
+    """A sample tensor of indices in [0, below)."""
+    return TensorSpec(shape, constant=True, integers_below=below)
+
+
+def mask_t(*shape: int) -> TensorSpec:
+    """A sample tensor of booleans."""
+    return TensorSpec(shape, constant=True, boolean=True)
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One call of an operation, with `TensorSpec`s where tensors go."""
+
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any] = field(default_factory=dict)
+
+
+def sample(*args: Any, **kwargs: Any) -> Sample:
+    """Write a sample as the call it is: `sample(t(2, 3), dim=-1)`."""
+    return Sample(args, kwargs)
+
+
+@dataclass(frozen=True)
+class Family:
+    """A rule shared by many operations: `function(operation, *args, **kwargs)`."""
+
+    function: Callable[..., Any]
+    name: str
+
+    def bind(self, operation: Operation) -> Callable[..., Any]:
+        """The rule for one operation."""
+        return partial(self.function, operation)
+
+    def __repr__(self) -> str:
+        return f"lxt.rules.{self.name}"
+
+
+def family(function: Callable[..., Any]) -> Family:
+    """Make a rule of a function whose first argument is the operation it stands for."""
+    return Family(function, function.__name__)
+
+
+@dataclass(frozen=True)
+class Entry:
+    """An operation, its rule in AttnLRP, the source of the rule, and sample calls."""
+
+    operation: Operation
+    rule: Family | Callable[..., Any]
+    source: str
+    samples: tuple[Sample, ...]
+
+
+REGISTRY: dict[Operation, Entry] = {}
+
+
+def register(
+    operations: Iterable[Operation],
+    rule: Family | Callable[..., Any],
+    *,
+    source: str,
+    samples: Iterable[Sample],
+) -> None:
+    """Give `operations` a rule. An operation that has one already is an error."""
+    samples = tuple(samples)
+    for operation in operations:
+        if operation in REGISTRY:
+            raise ValueError(f"{operation_name(operation)} already has a rule")
+        REGISTRY[operation] = Entry(operation, rule, source, samples)
+
+
+def rule(*operations: Operation, source: str, samples: Iterable[Sample]):
+    """Decorate a function (or a `Family`) to make it the rule of `operations`."""
+
+    def decorate(function: Any) -> Any:
+        register(operations, function, source=source, samples=samples)
+        return function
+
+    return decorate
+
+
+_NAMESPACES = (torch, torch.Tensor, F, torch.special, torch.linalg, torch._C._nn)
+
+
+def spelled(*names: str) -> Iterator[Operation]:
+    """Every spelling of an operation: `spelled("relu")` is torch.relu, Tensor.relu and F.relu."""
+    seen: list[Operation] = []
+    for name in names:
+        for namespace in _NAMESPACES:
+            operation = getattr(namespace, name, None)
+            if callable(operation) and operation not in seen:
+                seen.append(operation)
+                yield operation
+
+
+def in_place(rule: Family, operation: Operation) -> Family:
+    """The rule of `operation` for its in-place twin: computed beside, then written back.
+
+    Writing by `copy_` is right for views too, and what the rule keeps for the backward pass is a
+    copy that later writes can't change.
+    """
+
+    def write_back(_: Operation, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        return x.copy_(rule.function(operation, x.clone(), *args, **kwargs))
+
+    return Family(write_back, rule.name)
+
+
+def operation_name(operation: Any) -> str:
+    """The name that a person would write: `torch.Tensor.add`, `torch.nn.functional.silu`."""
+    resolved = torch.overrides.resolve_name(operation)
+    if resolved:
+        return resolved
+    module = getattr(operation, "__module__", None) or "torch"
+    return f"{module}.{getattr(operation, '__qualname__', repr(operation))}"
+
+
+class Refusal(Exception):
+    """Raised by a rule for a call that it can't stand for; the propagation adds where it was."""
+
+
+def require_constant(**operands: Any) -> None:
+    """Refuse a call in which one of these operands carries relevance."""
+    for name, operand in operands.items():
+        if isinstance(operand, Tensor) and operand.requires_grad:
+            raise Refusal(f"its operand {name!r} depends on the explained input")
