@@ -9,6 +9,7 @@ from fnmatch import fnmatchcase
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Literal
 
+import torch
 from torch import nn
 
 from lxt.errors import InvalidComposite
@@ -17,7 +18,7 @@ from lxt.rules.registry import Family, operation_name
 if TYPE_CHECKING:
     from lxt.propagation import Propagation
 
-__all__ = ["ClassPath", "Composite", "Rule", "Target"]
+__all__ = ["ClassPath", "Composite", "OperatorName", "Rule", "Target"]
 
 OnUnknown = Literal["error", "gradient"]
 
@@ -32,8 +33,18 @@ class ClassPath:
         return self.path
 
 
-Target = Callable[..., Any] | type[nn.Module] | ClassPath | str
-"""A torch function, a module class (or its `ClassPath`), or a pattern of module names."""
+@dataclass(frozen=True)
+class OperatorName:
+    """An operator of `torch.ops` by its qualified name, `"library::operator"`."""
+
+    name: str
+
+    def __str__(self) -> str:
+        return self.name
+
+
+Target = Callable[..., Any] | type[nn.Module] | OperatorName | ClassPath | str
+"""A torch function (or an operator's name), a module class (or its path), or a pattern of names."""
 
 Rule = Family | Callable[..., Any]
 """A function with the signature of its target, or a `Family` that is bound to the target.
@@ -45,10 +56,10 @@ For a module class or name, a function gets the module itself first, like the cl
 class Composite(Mapping[Target, Rule]):
     """A table from targets to rules, applied to one model instance at a time.
 
-    Targets are torch functions (`torch.nn.functional.silu`), module classes (`MyActivation`, or
-    `lxt.ClassPath("package.module.MyActivation")`), and module names as shell patterns
-    (`"layers.*.mlp.act_fn"`), matched against the end of a module's path. A name is preferred to a
-    class, and a class to the functions that its forward calls.
+    Targets are torch functions (`torch.nn.functional.silu`, or `OperatorName("library::operator")`),
+    module classes (`MyActivation`, or `ClassPath("package.module.MyActivation")`), and module names
+    as shell patterns (`"layers.*.mlp.act_fn"`), matched against the end of a module's path. A name
+    is preferred to a class, and a class to the functions that its forward calls.
 
     Composites don't change. `attnlrp | {target: rule}` is a new one, with the right side preferred.
 
@@ -141,13 +152,12 @@ class Composite(Mapping[Target, Rule]):
         finally:
             propagation.remove()
 
-    def function_rules(self) -> dict[Any, Callable[..., Any]]:
-        """The rules of torch functions, each bound to its function."""
-        return {
-            target: rule.bind(target) if isinstance(rule, Family) else rule
-            for target, rule in self._rules.items()
-            if callable(target) and not isinstance(target, type)
-        }
+    def function_rule(self, function: Callable[..., Any]) -> Rule | None:
+        """The rule for a torch function or an operator, or None if it has none."""
+        rule = self._rules.get(function)
+        if rule is None and (name := _operator_name(function)):
+            rule = self._rules.get(OperatorName(name))
+        return rule
 
     def module_rule(self, name: str, module: nn.Module) -> Rule | None:
         """The rule for `module`, found at path `name` of the model, or None if it is no target.
@@ -180,6 +190,14 @@ class Composite(Mapping[Target, Rule]):
         return "\n".join(lines)
 
 
+def _operator_name(function: Any) -> str | None:
+    if isinstance(function, torch._ops.OpOverload):
+        return function._schema.name
+    if isinstance(function, torch._ops.HigherOrderOperator):
+        return f"higher_order::{function.name()}"
+    return getattr(function, "_qualified_op_name", None)
+
+
 def _matches(name: str, pattern: str) -> bool:
     parts = name.split(".")
     length = pattern.count(".") + 1
@@ -187,7 +205,7 @@ def _matches(name: str, pattern: str) -> bool:
 
 
 def _spell(target: Any) -> str:
-    if isinstance(target, str | ClassPath):
+    if isinstance(target, str | ClassPath | OperatorName):
         return str(target)
     if isinstance(target, type):
         return f"{target.__module__}.{target.__qualname__}"
@@ -196,14 +214,12 @@ def _spell(target: Any) -> str:
 
 def _check(target: Any, rule: Any) -> None:
     if isinstance(target, type) and not issubclass(target, nn.Module):
-        raise InvalidComposite(
-            f"{target!r} is a class but no torch.nn.Module"
-        )
+        raise InvalidComposite(f"{target!r} is a class but no torch.nn.Module")
     if isinstance(target, nn.Module):
         raise InvalidComposite(
             f"{type(target).__name__}(…) is an instance: give its class, or its name as a string"
         )
-    if not callable(target) and not isinstance(target, str | ClassPath):
+    if not callable(target) and not isinstance(target, str | ClassPath | OperatorName):
         raise InvalidComposite(
             f"{target!r} is no target: give a torch function, a module class or a name pattern"
         )

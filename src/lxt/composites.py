@@ -6,10 +6,11 @@ import difflib
 
 import torch.nn.functional as F
 
-from lxt.architectures import UNITS
+from lxt.architectures import OPERATORS, UNITS
+from lxt.architectures.operators import FLEX_ATTENTION
 from lxt.composite import Composite
 from lxt.errors import InvalidComposite
-from lxt.rules.attention import value_only_attention
+from lxt.rules.attention import value_only_attention, value_only_flex_attention
 from lxt.rules.bilinear import GATED_PRODUCTS, glu
 from lxt.rules.dropout import DROPOUTS, off
 from lxt.rules.elementary import constant
@@ -19,7 +20,7 @@ from lxt.rules.softmax import SOFTMAXES
 __all__ = ["PRESETS", "attnlrp", "by_name", "cp_lrp", "gradient"]
 
 attnlrp = Composite(
-    {operation: entry.rule for operation, entry in REGISTRY.items()} | UNITS,
+    {operation: entry.rule for operation, entry in REGISTRY.items()} | UNITS | OPERATORS,
     name="attnlrp",
 )
 """AttnLRP (Achtibat et al. 2024): relevance flows through attention weights and gates too."""
@@ -30,6 +31,7 @@ cp_lrp = Composite(
         **dict.fromkeys(SOFTMAXES, constant),
         **GATED_PRODUCTS,
         F.scaled_dot_product_attention: value_only_attention,
+        FLEX_ATTENTION: value_only_flex_attention,
         F.glu: glu(gate_is_constant=True),
     },
     name="cp_lrp",

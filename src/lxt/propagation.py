@@ -64,10 +64,7 @@ class Propagation:
         self.model = model
         self.composite = composite
         self.on_unknown: OnUnknown = on_unknown
-        self.functions = {
-            function: None if composite[function] is passthrough else rule
-            for function, rule in composite.function_rules().items()
-        }
+        self._functions: dict[Any, Callable[..., Any] | None] = {}
         self._units = [
             (module, rule)
             for name, module in model.named_modules()
@@ -100,6 +97,19 @@ class Propagation:
         finally:
             _active.mode = outer
             self._release()
+
+    def rule_of(self, function: Any) -> Callable[..., Any] | None:
+        """What to call in place of a torch function: `function` itself, its rule, or None."""
+        try:
+            return self._functions[function]
+        except KeyError:
+            rule = self.composite.function_rule(function)
+            if rule is passthrough:
+                rule = function
+            elif isinstance(rule, Family):
+                rule = rule.bind(function)
+            self._functions[function] = rule
+            return rule
 
     def is_active(self) -> bool:
         """Whether this thread is inside a forward pass of the model."""
@@ -142,7 +152,6 @@ class _RuleMode(TorchFunctionMode):
     def __init__(self, propagation: Propagation) -> None:
         super().__init__()
         self.propagation = propagation
-        self._functions = propagation.functions
         self._tolerant = propagation.on_unknown == "gradient"
         self._opaque = OpaqueOperations(propagation)
         self._suspensions = 0
@@ -161,15 +170,17 @@ class _RuleMode(TorchFunctionMode):
             self._opaque.after()
 
     def _apply(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        try:
-            rule = self._functions[func]
-        except KeyError:
+        rule = self.propagation.rule_of(func)
+        if rule is None:
             result = func(*args, **kwargs)
             if not self._tolerant and any(tensor.grad_fn for tensor in tensors_in(result)):
-                raise unknown_operation(self.propagation, func) from None
+                raise unknown_operation(self.propagation, func)
             return result
-        if rule is None:
+        if rule is func:
             return func(*args, **kwargs)
+        if not args and "input" in kwargs:  # what torch calls a function's first operand
+            kwargs = dict(kwargs)
+            args = (kwargs.pop("input"),)
         try:
             return rule(*args, **kwargs)
         except Refusal as refusal:

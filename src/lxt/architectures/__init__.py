@@ -1,9 +1,11 @@
-"""Third-party module classes that must be one unit, by qualified name: nothing is imported.
+"""Exceptions: module classes and operators that need a rule of their own, by qualified name.
 
 Architectures normally need no entry here: their operations have rules. What stands here is a
-composition of operations that is one mathematical function.
+composition of operations that is one mathematical function, or an operator that is none of torch's
+functions. Nothing is imported to name them.
 """
 
 from lxt.architectures.activations import UNITS
+from lxt.architectures.operators import OPERATORS
 
-__all__ = ["UNITS"]
+__all__ = ["OPERATORS", "UNITS"]

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from lxt.gradients import carries_relevance, scale, stop
-from lxt.rules.registry import constant_t, mask_t, rule, sample, t
+from lxt.rules.registry import Operation, constant_t, family, mask_t, rule, sample, t
 
 __all__ = ["attention_shares", "value_only_attention"]
 
@@ -58,6 +58,21 @@ def scaled_dot_product_attention(
     return F.scaled_dot_product_attention(
         query, key, value, attn_mask=attn_mask, is_causal=is_causal, **kwargs
     )
+
+
+@family
+def flex_attention(operation: Operation, query: Tensor, key: Tensor, value: Tensor, *rest: Any):
+    """The operator of `torch.nn.attention.flex_attention`: a quarter, a quarter, half."""
+    query, key, value, _ = attention_shares(query, key, value)
+    return operation(query, key, value, *rest)
+
+
+@family
+def value_only_flex_attention(
+    operation: Operation, query: Tensor, key: Tensor, value: Tensor, *rest: Any
+):
+    """CP-LRP for the operator of `torch.nn.attention.flex_attention`."""
+    return operation(stop(query), stop(key), value, *rest)
 
 
 def value_only_attention(

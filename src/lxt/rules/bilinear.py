@@ -24,6 +24,7 @@ from lxt.rules.registry import (
     constant_t,
     family,
     in_place,
+    offsets_t,
     require_constant,
     rule,
     sample,
@@ -45,23 +46,53 @@ def share(factors: Sequence[Any]) -> list[Any]:
     return [scale(f, 1 / n) if carries_relevance(f) else f for f in factors]
 
 
+def constant_if_carrying(x: Any) -> Any:
+    """An operand as a constant."""
+    return stop(x) if carries_relevance(x) else x
+
+
+# What torch calls the operands of products and quotients, where they are given by name.
+_SECOND = ("other", "mat2", "vec", "vec2", "weight", "tensor")
+_FACTORS = ("mat1", "mat2", "batch1", "batch2", "mat", "vec", "vec1", "vec2", "tensor1", "tensor2")
+
+
+def replace_operands(
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+    first: int,
+    names: Sequence[str],
+    change: Callable[[list[Any]], list[Any]],
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """A call's arguments with some operands changed: those from position `first` on, and by name."""
+    by_name = [name for name in names if name in kwargs]
+    last = min(len(args), first + 2 - len(by_name))
+    changed = change([*args[first:last], *(kwargs[name] for name in by_name)])
+    places = last - first
+    named = dict(zip(by_name, changed[places:], strict=True))
+    return (*args[:first], *changed[:places], *args[last:]), kwargs | named
+
+
 @family
-def product(operation: Operation, a: Any, b: Any, *args: Any, **kwargs: Any) -> Any:
+def product(operation: Operation, *args: Any, **kwargs: Any) -> Any:
     """A product in any sense (element-wise, matrix, outer): half to each, R_a = a · g_a / 2."""
-    a, b = share((a, b))
-    return operation(a, b, *args, **kwargs)
+    args, kwargs = replace_operands(args, kwargs, 0, _SECOND, share)
+    return operation(*args, **kwargs)
 
 
 @family
-def gated_product(operation: Operation, a: Any, b: Any, *args: Any, **kwargs: Any) -> Any:
+def gated_product(operation: Operation, *args: Any, **kwargs: Any) -> Any:
     """CP-LRP: a factor that a non-linearity put out is a gate, hence constant (Ali et al. 2022)."""
-    if carries_relevance(a) and carries_relevance(b):
-        gates = is_activation(a), is_activation(b)
-        if gates == (True, False):
-            a = stop(a)
-        elif gates == (False, True):
-            b = stop(b)
-    return product.function(operation, a, b, *args, **kwargs)
+
+    def stop_gate(factors: list[Any]) -> list[Any]:
+        if not all(map(carries_relevance, factors)):
+            return factors
+        gates = [is_activation(factor) for factor in factors]
+        if all(gates):  # neither is the other's gate
+            return share(factors)
+        return share([stop(f) if gate else f for f, gate in zip(factors, gates, strict=True)])
+
+    args, kwargs = replace_operands(args, kwargs, 0, _SECOND, stop_gate)
+    return operation(*args, **kwargs)
 
 
 x, y, weight = t(2, 3), t(2, 3), constant_t(2, 3)
@@ -138,15 +169,16 @@ def einsum(equation: str, *operands: Any) -> Tensor:
 
 
 @family
-def sum_with_product(operation: Operation, total: Any, a: Any, b: Any, **kwargs: Any) -> Any:
+def sum_with_product(operation: Operation, *args: Any, **kwargs: Any) -> Any:
     """Y = β · total + α · (a · b): the sum is linear, the factors share what the product gets."""
-    a, b = share((a, b))
-    return operation(total, a, b, **kwargs)
+    args, kwargs = replace_operands(args, kwargs, 1, _FACTORS, share)
+    return operation(*args, **kwargs)
 
 
 rule(*spelled("addmm", "addmm_"), source=PRODUCT, samples=[
     sample(t(2, 4), matrix, other, beta=0.5),
     sample(constant_t(4), matrix, constant_matrix),
+    sample(t(2, 4), mat1=matrix, mat2=other),
 ])(sum_with_product)  # fmt: skip
 rule(
     *spelled("baddbmm", "baddbmm_"),
@@ -164,9 +196,10 @@ rule(*spelled("addcmul", "addcmul_"), source=PRODUCT, samples=[sample(t(2, 3), x
 
 
 @family
-def quotient(operation: Operation, a: Any, b: Any, *args: Any, **kwargs: Any) -> Any:
+def quotient(operation: Operation, a: Any, *args: Any, **kwargs: Any) -> Any:
     """Y = a / b with the denominator as a constant: R_a = R_y."""
-    return operation(a, stop(b) if carries_relevance(b) else b, *args, **kwargs)
+    args = tuple(map(constant_if_carrying, args))
+    return operation(a, *args, **{k: constant_if_carrying(v) for k, v in kwargs.items()})
 
 
 rule(
@@ -178,9 +211,11 @@ rule(
 
 @rule(*spelled("addcdiv", "addcdiv_"), source=QUOTIENT, samples=[sample(t(2, 3), x, y, value=0.5)])
 @family
-def sum_with_quotient(operation: Operation, total: Any, a: Any, b: Any, **kwargs: Any) -> Any:
+def sum_with_quotient(
+    operation: Operation, total: Any, tensor1: Any, tensor2: Any, **kwargs: Any
+) -> Any:
     """Y = total + value · a / b with the denominator as a constant."""
-    return operation(total, a, stop(b) if carries_relevance(b) else b, **kwargs)
+    return operation(total, tensor1, constant_if_carrying(tensor2), **kwargs)
 
 
 def glu(gate_is_constant: bool) -> Callable[..., Tensor]:
@@ -217,3 +252,11 @@ def bilinear(input1: Tensor, input2: Tensor, weight: Tensor, bias: Tensor | None
     require_constant(weight=weight)
     a, b = share((input1, input2))
     return F.bilinear(a, b, weight, bias)
+
+
+# Experts of a mixture in one call: rows of the input, grouped by `offs`, times a matrix each.
+rule(
+    *spelled("_grouped_mm", "grouped_mm"),
+    source=PRODUCT,
+    samples=[sample(t(4, 8), constant_t(2, 8, 8), offs=offsets_t(1, 4))],
+)(product)

@@ -29,6 +29,7 @@ class TensorSpec:
     positive: bool = False
     integers_below: int | None = None
     boolean: bool = False
+    values: tuple[int, ...] | None = None
 
 
 def t(*shape: int) -> TensorSpec:
@@ -49,6 +50,11 @@ def constant_t(*shape: int, positive: bool = False) -> TensorSpec:
 def index_t(*shape: int, below: int) -> TensorSpec:
     """A sample tensor of indices in [0, below)."""
     return TensorSpec(shape, constant=True, integers_below=below)
+
+
+def offsets_t(*ends: int) -> TensorSpec:
+    """A sample tensor of the ends of groups of rows."""
+    return TensorSpec((len(ends),), constant=True, values=ends)
 
 
 def mask_t(*shape: int) -> TensorSpec:
@@ -156,6 +162,8 @@ def in_place(rule: Family, operation: Operation) -> Family:
 
 def operation_name(operation: Any) -> str:
     """The name that a person would write: `torch.Tensor.add`, `torch.nn.functional.silu`."""
+    if getattr(torch, getattr(operation, "__name__", ""), None) is operation:
+        return f"torch.{operation.__name__}"
     resolved = torch.overrides.resolve_name(operation)
     if resolved:
         return resolved
