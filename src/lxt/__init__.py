@@ -1,0 +1,37 @@
+"""Layer-wise Relevance Propagation for any PyTorch transformer.
+
+>>> import lxt
+>>> model, tokenizer, _ = lxt.load_model()
+>>> print(lxt.explain(model, "The capital of France is", tokenizer=tokenizer))
+"""
+
+from lxt import errors, rules
+from lxt._version import __version__
+from lxt.composite import ClassPath, Composite, OperatorName
+from lxt.composites import attnlrp, cp_lrp, gradient
+from lxt.explain import explain
+from lxt.explanation import ExplainedTarget, Explanation
+from lxt.models import load_model
+from lxt.propagation import Propagation
+from lxt.targets import Contrast, Label, Logit, Prediction
+
+__all__ = [
+    "ClassPath",
+    "Composite",
+    "Contrast",
+    "ExplainedTarget",
+    "Explanation",
+    "Label",
+    "Logit",
+    "OperatorName",
+    "Prediction",
+    "Propagation",
+    "__version__",
+    "attnlrp",
+    "cp_lrp",
+    "errors",
+    "explain",
+    "gradient",
+    "load_model",
+    "rules",
+]

@@ -44,7 +44,7 @@ class OperatorName:
 
 
 Target = Callable[..., Any] | type[nn.Module] | OperatorName | ClassPath | str
-"""A torch function (or an operator's name), a module class (or its path), or a pattern of names."""
+"""A torch function or an operator's name, a module class or its path, a pattern of names."""
 
 Rule = Family | Callable[..., Any]
 """A function with the signature of its target, or a `Family` that is bound to the target.

@@ -6,21 +6,25 @@ import difflib
 
 import torch.nn.functional as F
 
-from lxt.architectures import OPERATORS, UNITS
+from lxt.architectures import OPERATORS, TRAINING, UNITS
 from lxt.architectures.operators import FLEX_ATTENTION
 from lxt.composite import Composite
 from lxt.errors import InvalidComposite
-from lxt.rules.attention import value_only_attention, value_only_flex_attention
+from lxt.rules.attention import (
+    attention_without_dropout,
+    value_only_attention,
+)
 from lxt.rules.bilinear import GATED_PRODUCTS, glu
 from lxt.rules.dropout import DROPOUTS, off
 from lxt.rules.elementary import constant
+from lxt.rules.flex import value_only_flex_attention
 from lxt.rules.registry import REGISTRY
 from lxt.rules.softmax import SOFTMAXES
 
 __all__ = ["PRESETS", "attnlrp", "by_name", "cp_lrp", "gradient"]
 
 attnlrp = Composite(
-    {operation: entry.rule for operation, entry in REGISTRY.items()} | UNITS | OPERATORS,
+    {operation: entry.rule for operation, entry in REGISTRY.items()} | UNITS | OPERATORS | TRAINING,
     name="attnlrp",
 )
 """AttnLRP (Achtibat et al. 2024): relevance flows through attention weights and gates too."""
@@ -38,7 +42,14 @@ cp_lrp = Composite(
 )
 """CP-LRP (Ali et al. 2022): attention weights and gates are constants."""
 
-gradient = Composite(dict.fromkeys(DROPOUTS, off), name="gradient", on_unknown="gradient")
+gradient = Composite(
+    {
+        **dict.fromkeys(DROPOUTS, off),
+        F.scaled_dot_product_attention: attention_without_dropout,
+    },
+    name="gradient",
+    on_unknown="gradient",
+)
 """Gradient × input: autograd's own gradient everywhere, for comparison."""
 
 PRESETS = {composite.name: composite for composite in (attnlrp, cp_lrp, gradient)}

@@ -1,4 +1,4 @@
-"""What can go wrong, as classes: each message quotes what was given and says what would be right."""
+"""What can go wrong, as classes; messages quote what was given and say what would be right."""
 
 
 class LxtError(Exception):
@@ -35,6 +35,10 @@ class ReentrantCheckpoint(LxtError, RuntimeError):
 
 class NonFiniteLogits(LxtError, ArithmeticError):
     """The model's output holds NaN or infinity where it is to be explained."""
+
+
+class NonFiniteRelevance(LxtError, ArithmeticError):
+    """The backward pass overflows in the model's floating point type."""
 
 
 class ModelUnavailable(LxtError, OSError):

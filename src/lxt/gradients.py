@@ -129,7 +129,7 @@ _TRANSPARENT = frozenset(
 
 
 def is_activation(x: Tensor) -> bool:
-    """Whether `x` came straight out of a non-linearity, reshaped at most: a gate where it multiplies."""
+    """Whether `x` came straight out of a non-linearity, reshaped at most, as a gate does."""
     node = x.grad_fn
     while node is not None and node.name() in _TRANSPARENT and node.next_functions:
         node = node.next_functions[0][0]

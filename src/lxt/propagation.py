@@ -86,7 +86,7 @@ class Propagation:
 
     @contextmanager
     def active(self) -> Iterator[_RuleMode]:
-        """Put the rules in force in this thread, for a forward pass or a checkpoint's second one."""
+        """Put the rules in force in this thread, for a forward pass or a checkpoint's rerun."""
         outer = _active.mode
         mode = _RuleMode(self)
         self._hold()

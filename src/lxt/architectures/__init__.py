@@ -7,5 +7,6 @@ functions. Nothing is imported to name them.
 
 from lxt.architectures.activations import UNITS
 from lxt.architectures.operators import OPERATORS
+from lxt.architectures.training import TRAINING
 
-__all__ = ["OPERATORS", "UNITS"]
+__all__ = ["OPERATORS", "TRAINING", "UNITS"]

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from lxt.composite import OperatorName
-from lxt.rules.attention import flex_attention
 from lxt.rules.bilinear import product
+from lxt.rules.flex import flex_attention
 from lxt.rules.registry import Family
 
 __all__ = ["FLEX_ATTENTION", "OPERATORS"]

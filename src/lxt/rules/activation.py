@@ -43,26 +43,34 @@ SOURCE = "AttnLRP Eq. 9"
 DEFAULT_SAMPLES = (sample(t(3, 5)),)
 
 
-def numeric_slope(f: Callable[[Tensor], Tensor], x: Tensor, eps: float | None = None) -> Tensor:
+def at_origin(x: Tensor, dtype: torch.dtype | None = None) -> Tensor:
+    """Where s(x) is its limit f′(0): at 0, and where numbers of `dtype` are too small to divide."""
+    return x.abs() < torch.finfo(dtype or x.dtype).tiny
+
+
+def numeric_slope(
+    f: Callable[[Tensor], Tensor], x: Tensor, dtype: torch.dtype | None = None
+) -> Tensor:
     """The secant slope of any element-wise `f`, computed from its values.
 
     Near 0 the difference f(x) − f(0) cancels; there the derivative at the midpoint x/2 is used,
-    which equals the secant up to x² · f‴/24. Where f(0) = 0 nothing cancels but at x = 0 itself.
+    which equals the secant up to x² · f‴/24. Where f(0) = 0 nothing cancels but at the origin.
 
     Args:
         f: the function, evaluated at tensors of the shape of `x`.
         x: where, of any shape.
-        eps: the relative precision of the values of `f`; that of the dtype of `x` by default.
+        dtype: the precision of the values of `f`; that of `x` by default.
 
     """
-    eps = eps or torch.finfo(x.dtype).eps
+    dtype = dtype or x.dtype
     offset = f(torch.zeros_like(x))
-    near = x.abs() <= torch.where(offset == 0, 0.0, eps ** (1 / 3))
+    cancels = (offset != 0) & (x.abs() <= torch.finfo(dtype).eps ** (1 / 3))
+    near = at_origin(x, dtype) | cancels
     slope = (f(x) - offset) / torch.where(near, 1.0, x)
     if not near.any():
         return slope
     with torch.enable_grad():
-        middle = torch.where(near, x / 2, 0.0).detach().requires_grad_()
+        middle = torch.where(near, torch.where(cancels, x / 2, x), 0.0).detach().requires_grad_()
         (derivative,) = torch.autograd.grad(f(middle).sum(), middle)
     return torch.where(near, derivative, slope)
 
@@ -134,7 +142,7 @@ def unit(operation: Operation, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         def f(u: Tensor) -> Tensor:
             return operation(u.to(x.dtype), *args, **kwargs).to(u.dtype)
 
-        return numeric_slope(f, v, torch.finfo(x.dtype).eps)
+        return numeric_slope(f, v, x.dtype)
 
     return replaced(slope, operation, x, args, kwargs)
 
@@ -172,7 +180,15 @@ def relu_slope(x: Tensor) -> Tensor:
 @activation("leaky_relu", samples=(sample(t(3, 5), 0.2),))
 def leaky_relu_slope(x: Tensor, negative_slope: float = 0.01) -> Tensor:
     """LeakyReLU: 1 or the negative slope."""
-    return torch.where(x > 0, 1.0, negative_slope)
+    return torch.where(x > 0, torch.ones_like(x), negative_slope)
+
+
+@activation("prelu", samples=(sample(t(3, 5), constant_t(5)), sample(t(2, 3, 2), constant_t(1))))
+def prelu_slope(x: Tensor, weight: Tensor) -> Tensor:
+    """PReLU: 1 or the weight, which is one number or one for each channel, in dimension 1."""
+    if weight.numel() > 1:
+        weight = weight.reshape(-1, *[1] * (x.dim() - 2))
+    return torch.where(x > 0, torch.ones_like(x), weight.to(x.dtype))
 
 
 @activation("silu")
@@ -209,7 +225,7 @@ def hardswish_slope(x: Tensor) -> Tensor:
 @activation("hardsigmoid")
 def hardsigmoid_slope(x: Tensor) -> Tensor:
     """f(x) − f(0) = clamp(x/6, ±½)."""
-    return torch.where(x == 0, 1 / 6, (x / 6).clamp(-0.5, 0.5) / x)
+    return torch.where(at_origin(x), 1 / 6, (x / 6).clamp(-0.5, 0.5) / x)
 
 
 @activation("square")
@@ -230,25 +246,25 @@ def abs_slope(x: Tensor) -> Tensor:
 @activation("sigmoid", "expit")
 def sigmoid_slope(x: Tensor) -> Tensor:
     """σ(x) − ½ = tanh(x/2) / 2."""
-    return torch.where(x == 0, 0.25, (x / 2).tanh() / (2 * x))
+    return torch.where(at_origin(x), 0.25, (x / 2).tanh() / (2 * x))
 
 
 @activation("exp")
 def exp_slope(x: Tensor) -> Tensor:
     """exp(x) − 1 = expm1(x)."""
-    return torch.where(x == 0, 1.0, x.expm1() / x)
+    return torch.where(at_origin(x), 1.0, x.expm1() / x)
 
 
 @activation("exp2")
 def exp2_slope(x: Tensor) -> Tensor:
     """2ˣ − 1 = expm1(x · ln 2)."""
-    return torch.where(x == 0, math.log(2), (x * math.log(2)).expm1() / x)
+    return torch.where(at_origin(x), math.log(2), (x * math.log(2)).expm1() / x)
 
 
 @activation("cos")
 def cos_slope(x: Tensor) -> Tensor:
     """cos(x) − 1 = −2 sin²(x/2)."""
-    return torch.where(x == 0, 0.0, -2 * (x / 2).sin() ** 2 / x)
+    return torch.where(at_origin(x), -x / 2, -2 * (x / 2).sin() ** 2 / x)
 
 
 def softplus_difference(x: Tensor) -> Tensor:
@@ -259,7 +275,7 @@ def softplus_difference(x: Tensor) -> Tensor:
 @activation("softplus", samples=(sample(t(3, 5)), sample(t(3, 5), beta=2.0)))
 def softplus_slope(x: Tensor, beta: float = 1, threshold: float = 20) -> Tensor:
     """softplus(x) − softplus(0)."""
-    return torch.where(x == 0, 0.5, softplus_difference(beta * x) / (beta * x))
+    return torch.where(at_origin(x), 0.5, softplus_difference(beta * x) / (beta * x))
 
 
 @activation("logsigmoid")
@@ -279,7 +295,6 @@ activation("expm1", samples=DEFAULT_SAMPLES, rule=ratio)
 activation("log1p", "asin", samples=[sample(positive_t(3, 5))], rule=ratio)
 activation("clamp", "clip", samples=[sample(t(3, 5), -0.5, 0.7), sample(t(3, 5), 0.3)], rule=ratio)
 activation("clamp_min", "clamp_max", samples=[sample(t(3, 5), 0.2)], rule=ratio)
-activation("prelu", samples=[sample(t(3, 5), constant_t(5))], rule=ratio)
 
 
 # --- powers --------------------------------------------------------------------------------------
@@ -319,7 +334,7 @@ def exponential(exponent: Tensor, base: Any) -> Tensor:
     log_base = math.log(base)
 
     def slope(x: Tensor) -> Tensor:
-        return torch.where(x == 0, log_base, (x * log_base).expm1() / x)
+        return torch.where(at_origin(x), log_base, (x * log_base).expm1() / x)
 
     return secant(exponent, lambda v: base**v, slope) if exponent.requires_grad else base**exponent
 

@@ -25,8 +25,9 @@ register(
 )
 register(spelled("neg", "negative", "positive"), passthrough, source=SOURCE, samples=[sample(x)])
 register(
-    [*spelled("add_", "sub_", "subtract_", "neg_", "negative_")],
+    spelled("add_", "sub_", "subtract_"),
     passthrough,
     source=SOURCE,
-    samples=[],
+    samples=[sample(x, t(2, 3)), sample(x, t(3), alpha=0.5), sample(x, constant_t(2, 3))],
 )
+register(spelled("neg_", "negative_"), passthrough, source=SOURCE, samples=[sample(x)])

@@ -13,9 +13,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from lxt.gradients import carries_relevance, scale, stop
-from lxt.rules.registry import Operation, constant_t, family, mask_t, rule, sample, t
+from lxt.rules.registry import constant_t, mask_t, rule, sample, t
 
-__all__ = ["attention_shares", "value_only_attention"]
+__all__ = ["attention_shares", "attention_without_dropout", "value_only_attention"]
 
 
 def attention_shares(query: Tensor, key: Tensor, value: Tensor, mask: Any = None) -> list[Any]:
@@ -60,19 +60,9 @@ def scaled_dot_product_attention(
     )
 
 
-@family
-def flex_attention(operation: Operation, query: Tensor, key: Tensor, value: Tensor, *rest: Any):
-    """The operator of `torch.nn.attention.flex_attention`: a quarter, a quarter, half."""
-    query, key, value, _ = attention_shares(query, key, value)
-    return operation(query, key, value, *rest)
-
-
-@family
-def value_only_flex_attention(
-    operation: Operation, query: Tensor, key: Tensor, value: Tensor, *rest: Any
-):
-    """CP-LRP for the operator of `torch.nn.attention.flex_attention`."""
-    return operation(stop(query), stop(key), value, *rest)
+def attention_without_dropout(*args: Any, dropout_p: float = 0.0, **kwargs: Any) -> Tensor:
+    """Autograd's own gradient, for gradient × input."""
+    return F.scaled_dot_product_attention(*args[:4], *args[4:5] and (0.0,), *args[5:], **kwargs)
 
 
 def value_only_attention(

@@ -63,7 +63,7 @@ def replace_operands(
     names: Sequence[str],
     change: Callable[[list[Any]], list[Any]],
 ) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """A call's arguments with some operands changed: those from position `first` on, and by name."""
+    """A call's arguments with two operands changed, from position `first` on or by name."""
     by_name = [name for name in names if name in kwargs]
     last = min(len(args), first + 2 - len(by_name))
     changed = change([*args[first:last], *(kwargs[name] for name in by_name)])
@@ -175,11 +175,15 @@ def sum_with_product(operation: Operation, *args: Any, **kwargs: Any) -> Any:
     return operation(*args, **kwargs)
 
 
-rule(*spelled("addmm", "addmm_"), source=PRODUCT, samples=[
+addmm_samples = [
     sample(t(2, 4), matrix, other, beta=0.5),
-    sample(constant_t(4), matrix, constant_matrix),
+    sample(constant_t(2, 4), matrix, constant_matrix),
     sample(t(2, 4), mat1=matrix, mat2=other),
+]
+rule(*spelled("addmm"), source=PRODUCT, samples=[
+    *addmm_samples, sample(constant_t(4), matrix, constant_matrix)
 ])(sum_with_product)  # fmt: skip
+rule(*spelled("addmm_"), source=PRODUCT, samples=addmm_samples)(sum_with_product)
 rule(
     *spelled("baddbmm", "baddbmm_"),
     source=PRODUCT,

@@ -9,16 +9,16 @@ from __future__ import annotations
 import torch
 
 from lxt.rules.elementary import constant
-from lxt.rules.registry import positive_t, register, sample, spelled, t
+from lxt.rules.registry import in_place, positive_t, register, sample, spelled, t
 
 SOURCE = "AttnLRP Prop. 3.4"
 
-register(
-    spelled("rsqrt", "sqrt", "reciprocal", "rsqrt_", "sqrt_", "reciprocal_"),
-    constant,
-    source=SOURCE,
-    samples=[sample(positive_t(2, 3))],
-)
+for _operation in (torch.rsqrt, torch.sqrt, torch.reciprocal):
+    _name = _operation.__name__
+    _samples = [sample(positive_t(2, 3))]
+    register(spelled(_name), constant, source=SOURCE, samples=_samples)
+    # The operand itself becomes a constant: without a graph, it would keep its earlier gradient.
+    register(spelled(f"{_name}_"), in_place(constant, _operation), source=SOURCE, samples=_samples)
 register(
     [torch.Tensor.__rdiv__, torch.Tensor.__rfloordiv__],  # pyright: ignore[reportAttributeAccessIssue]
     constant,

@@ -23,4 +23,6 @@ DROPOUTS = (
     *(F.dropout1d, F.dropout2d, F.dropout3d),
     *spelled("dropout_", "alpha_dropout_", "feature_dropout_", "feature_alpha_dropout_"),
 )
-register(DROPOUTS, off, source="dropout is off", samples=[sample(t(2, 3), 0.5, training=False)])
+for _operation in DROPOUTS:
+    _shape = {F.dropout2d: (2, 3, 2, 2), F.dropout3d: (2, 3, 1, 2, 2)}.get(_operation, (2, 3, 4))
+    register([_operation], off, source="dropout is off", samples=[sample(t(*_shape), 0.5, False)])

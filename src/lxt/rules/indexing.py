@@ -7,6 +7,7 @@ the winner.
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
 from lxt.rules.elementary import passthrough
@@ -27,7 +28,17 @@ register(
     source="picks values",
     samples=[sample(x, (slice(None), 1)), sample(x, rows), sample(x, (..., None, 2))],
 )
-register([Tensor.__setitem__, Tensor.__iter__], passthrough, source="picks values", samples=[])
+register(
+    [Tensor.__setitem__],
+    passthrough,
+    source="picks values",
+    samples=[
+        sample(x, (slice(None), 1), t(3)),
+        sample(x, mask_t(3, 4), 0.5),
+        sample(constant_t(3, 4), rows, t(2, 4)),
+    ],
+)
+register([Tensor.__iter__], passthrough, source="picks values", samples=[sample(x)])
 
 picks("gather", samples=[sample(x, 1, index_t(3, 2, below=4))])
 picks("take_along_dim", samples=[sample(x, index_t(3, 2, below=4), 1)])
@@ -35,7 +46,18 @@ picks("take", samples=[sample(x, index_t(5, below=12))])
 picks("index_select", samples=[sample(x, 0, rows)])
 picks("masked_select", samples=[sample(x, mask_t(3, 4))])
 picks("masked_fill", samples=[sample(x, mask_t(3, 4), -3.0)])
-picks("where", samples=[sample(mask_t(3, 4), x, x), sample(mask_t(3, 4), x, constant_t(3, 4))])
+register(
+    [torch.where],
+    passthrough,
+    source="picks values",
+    samples=[sample(mask_t(3, 4), x, x), sample(mask_t(3, 4), x, constant_t(3, 4))],
+)
+register(
+    [Tensor.where],
+    passthrough,
+    source="picks values",
+    samples=[sample(x, mask_t(3, 4), x), sample(x, mask_t(3, 4), 0.5)],
+)
 picks("roll", samples=[sample(x, 1, 0)])
 picks("flip", samples=[sample(x, (0,))])
 picks("rot90", "fliplr", "flipud", samples=[sample(x)])
@@ -45,19 +67,15 @@ picks("index_add", "index_copy", samples=[sample(x, 0, index_t(1, below=3), t(1,
 picks("index_fill", samples=[sample(x, 0, rows, 0.5)])
 picks("masked_scatter", samples=[sample(x, mask_t(3, 4), t(12))])
 picks("index_put", samples=[sample(x, (index_t(1, below=3),), t(1, 4))])
-picks(
-    "masked_fill_",
-    "scatter_",
-    "scatter_add_",
-    "index_add_",
-    "index_copy_",
-    "index_fill_",
-    "masked_scatter_",
-    "index_put_",
-    "fill_",
-    "zero_",
-    samples=[],
-)
+picks("masked_fill_", samples=[sample(x, mask_t(3, 4), -3.0)])
+picks("scatter_", samples=[sample(x, 1, index_t(3, 1, below=4), t(3, 1))])
+picks("scatter_add_", samples=[sample(x, 1, index_t(3, 2, below=4), t(3, 2))])
+picks("index_add_", "index_copy_", samples=[sample(x, 0, index_t(1, below=3), t(1, 4))])
+picks("index_fill_", samples=[sample(x, 0, rows, 0.5)])
+picks("masked_scatter_", samples=[sample(x, mask_t(3, 4), t(12))])
+picks("index_put_", samples=[sample(x, (index_t(1, below=3),), t(1, 4), accumulate=True)])
+picks("fill_", samples=[sample(x, 0.5)])
+picks("zero_", samples=[sample(x)])
 
 # The winner takes all: linear in the values that win.
 picks("topk", samples=[sample(x, 2)])

@@ -8,13 +8,18 @@ Maps whose weights may carry relevance themselves stand in `bilinear`.
 
 from __future__ import annotations
 
+import torch
+import torch.nn.functional as F
+
 from lxt.rules.elementary import passthrough
-from lxt.rules.registry import Sample, index_t, register, sample, spelled, t
+from lxt.rules.registry import Sample, index_t, offsets_t, register, sample, spelled, t
+
+SOURCE = "AttnLRP Eq. 8"
 
 
 def linear(*names: str, samples: list[Sample]) -> None:
     """Register operations that are linear in their first operand."""
-    register(spelled(*names), passthrough, source="AttnLRP Eq. 8", samples=samples)
+    register(spelled(*names), passthrough, source=SOURCE, samples=samples)
 
 
 x = t(2, 3, 4)
@@ -23,8 +28,24 @@ linear("sum", "nansum", "mean", "nanmean", samples=[sample(x, -1), sample(x, (0,
 linear("cumsum", samples=[sample(x, 1)])
 linear("diff", samples=[sample(x)])
 linear("trace", samples=[sample(t(3, 3))])
-linear("embedding", samples=[sample(index_t(2, 3, below=5), t(5, 4))])
-linear("embedding_bag", samples=[sample(index_t(2, 3, below=5), t(5, 4), mode="mean")])
+tokens, table = index_t(6, below=5), t(5, 4)
+register([F.embedding], passthrough, source=SOURCE, samples=[sample(tokens, table)])
+register([torch.embedding], passthrough, source=SOURCE, samples=[sample(table, tokens)])
+register(
+    [F.embedding_bag],
+    passthrough,
+    source=SOURCE,
+    samples=[
+        sample(tokens, table, offsets_t(0, 4)),
+        sample(tokens, table, offsets_t(0), mode="sum"),
+    ],
+)
+register(
+    [torch.embedding_bag],
+    passthrough,
+    source=SOURCE,
+    samples=[sample(table, tokens, offsets_t(0, 4))],
+)
 linear("avg_pool1d", samples=[sample(t(1, 2, 6), 2)])
 linear("avg_pool2d", samples=[sample(t(1, 2, 4, 4), 2)])
 linear("avg_pool3d", samples=[sample(t(1, 1, 2, 4, 4), 2)])

@@ -1,0 +1,53 @@
+"""Where in a model's code the running operation was called."""
+
+from __future__ import annotations
+
+import linecache
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from types import FrameType
+
+import torch
+from torch import nn
+
+__all__ = ["caller", "describe_callsite", "innermost_module"]
+
+_LIBRARIES = (str(Path(__file__).parent), str(Path(torch.__file__).parent))
+
+
+def _frames() -> Iterator[FrameType]:
+    frame = sys._getframe(1)
+    while frame is not None:
+        yield frame
+        frame = frame.f_back
+
+
+def caller() -> FrameType:
+    """The call as its author wrote it: the innermost frame outside torch and this library."""
+    frame = sys._getframe(1)
+    for frame in _frames():
+        if not frame.f_code.co_filename.startswith(_LIBRARIES):
+            break
+    return frame
+
+
+def innermost_module(model: nn.Module) -> tuple[str, nn.Module]:
+    """The innermost module of `model` whose forward is running, with its path in the model."""
+    names = {id(module): name for name, module in model.named_modules()}
+    for frame in _frames():
+        module = frame.f_locals.get("self")
+        if isinstance(module, nn.Module) and id(module) in names:
+            return names[id(module)], module
+    return "", model
+
+
+def describe_callsite(model: nn.Module) -> str:
+    """Two lines for a message: the module, and file, line and text of the call."""
+    name, module = innermost_module(model)
+    frame = caller()
+    file, line = frame.f_code.co_filename, frame.f_lineno
+    return (
+        f"  in module {name or 'model'!r} ({type(module).__name__})\n"
+        f"  at {file}:{line}: {linecache.getline(file, line).strip()}"
+    )

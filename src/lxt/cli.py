@@ -1,0 +1,197 @@
+"""The shell: `lxt explain PROMPT`."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from lxt import errors
+from lxt._version import __version__
+
+if TYPE_CHECKING:
+    from lxt.models import LoadedModel
+    from lxt.targets import Target
+
+__all__ = ["app"]
+
+# What the caller got wrong exits like a usage error, what the machine lacks like a failure.
+_MISUSE = (
+    errors.InvalidInput,
+    errors.InvalidTarget,
+    errors.InvalidComposite,
+    errors.InvalidModel,
+    errors.InvalidFile,
+)
+
+app = typer.Typer(
+    help="Layer-wise Relevance Propagation for any PyTorch transformer.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"lxt {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _main(
+    version: Annotated[
+        bool,
+        typer.Option(
+            "--version", callback=_print_version, is_eager=True, help="Print the version and exit."
+        ),
+    ] = False,
+) -> None:
+    pass
+
+
+@app.command()
+def explain(
+    prompt: Annotated[str, typer.Argument(help="The text to explain; - reads standard input.")],
+    model: Annotated[
+        str | None,
+        typer.Option(
+            "--model",
+            "-m",
+            help="A hub id, a local folder or a .gguf file. Default: SmolLM2-135M-Instruct.",
+            show_default=False,
+        ),
+    ] = None,
+    target: Annotated[
+        str | None,
+        typer.Option(
+            "--target",
+            "-t",
+            metavar="TOKEN|LABEL",
+            help='Explain this token (" Paris") or label instead of the model\'s own prediction.',
+        ),
+    ] = None,
+    versus: Annotated[
+        str | None,
+        typer.Option(
+            metavar="TOKEN", help="Explain why the target rather than this token (--target A)."
+        ),
+    ] = None,
+    composite: Annotated[
+        str, typer.Option(help="The rules: attnlrp, cp_lrp or gradient.")
+    ] = "attnlrp",
+    chat: Annotated[
+        bool, typer.Option("--chat", help="Wrap the prompt in the model's chat template.")
+    ] = False,
+    html: Annotated[Path | None, typer.Option(help="Write the explanation as a page.")] = None,
+    json: Annotated[
+        str | None, typer.Option(metavar="PATH", help="Write it as JSON; - prints nothing else.")
+    ] = None,
+    save: Annotated[
+        Path | None, typer.Option(help="Write it to a file that lxt.Explanation.load reads.")
+    ] = None,
+    device: Annotated[
+        str | None, typer.Option(help="cpu, cuda, cuda:1, mps, … Default: the CPU.")
+    ] = None,
+    dtype: Annotated[
+        str | None, typer.Option(help="float32, bfloat16 or float16. Default: the model's choice.")
+    ] = None,
+) -> None:
+    """Say which tokens of a prompt made the model say what it says."""
+    with _reported():
+        prompt = _read(prompt)
+        _check_options(prompt, composite, target, versus, [html, json, save])
+        loaded = _load(model, device, dtype)
+        from lxt.explain import explain as compute
+
+        explanation = compute(
+            loaded.model,
+            _chat(loaded, prompt) if chat else prompt,
+            tokenizer=loaded.tokenizer,
+            target=_target(loaded.model, target, versus),
+            composite=composite,
+        )
+        if save:
+            explanation.save(save)
+        if html:
+            explanation.to_html(html)
+        if json == "-":
+            typer.echo(explanation.to_json())
+            return
+        if json:
+            explanation.to_json(json)
+        from rich.console import Console
+
+        Console().print(explanation)
+
+
+@contextmanager
+def _reported() -> Iterator[None]:
+    """Turn an error of ours into a message on standard error and an exit code."""
+    try:
+        yield
+    except errors.LxtError as error:
+        typer.secho("error: ", fg=typer.colors.RED, bold=True, err=True, nl=False)
+        typer.echo(str(error), err=True)
+        raise typer.Exit(2 if isinstance(error, _MISUSE) else 1) from None
+
+
+def _read(prompt: str) -> str:
+    if prompt != "-":
+        return prompt
+    try:
+        return sys.stdin.buffer.read().decode().removesuffix("\n")
+    except UnicodeDecodeError as error:
+        raise errors.InvalidInput(f"standard input is not UTF-8 text: {error}") from None
+
+
+def _check_options(
+    prompt: str, composite: str, target: str | None, versus: str | None, files: list[Any]
+) -> None:
+    """Find mistakes before a model is loaded."""
+    from lxt.composites import by_name
+    from lxt.storage import check_writable
+
+    if not prompt.strip():
+        raise errors.InvalidInput(f"the prompt is empty ({prompt!r}): give some text to explain")
+    by_name(composite)
+    if versus is not None and target is None:
+        raise errors.InvalidTarget(
+            f"--versus {versus!r} needs a --target to compare it with: --target A --versus B"
+        )
+    for file in files:
+        if file is not None and file != "-":
+            check_writable(file)
+
+
+def _load(name: str | None, device: str | None, dtype: str | None) -> LoadedModel:
+    from lxt.models import load_model
+
+    return load_model(name, device=device, dtype=dtype)
+
+
+def _target(model: Any, target: str | None, versus: str | None) -> Target | None:
+    from lxt.targets import Contrast, Label, Logit, task_of
+
+    if target is None:
+        return None
+    if task_of(model) == "label":
+        if versus is not None:
+            raise errors.InvalidTarget(f"--versus {versus!r}: a classifier's labels have no versus")
+        return Label(target)
+    return Logit(target) if versus is None else Contrast(target, versus)
+
+
+def _chat(loaded: LoadedModel, prompt: str) -> list[int]:
+    """The prompt as the user's turn of a conversation, up to where the model answers."""
+    if not getattr(loaded.tokenizer, "chat_template", None):
+        raise errors.InvalidInput(f"{loaded.name} has no chat template: leave out --chat")
+    text = loaded.tokenizer.apply_chat_template(
+        [{"role": "user", "content": prompt}], tokenize=False, add_generation_prompt=True
+    )
+    return loaded.tokenizer(text, add_special_tokens=False)["input_ids"]

@@ -1,0 +1,172 @@
+"""How explanations are stored: safetensors to read back, JSON to hand on, whole files or none."""
+
+import contextlib
+import errno
+import json
+import os
+import secrets
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
+
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+
+from lxt.errors import InvalidFile, InvalidInput, UnwritableFile
+
+if TYPE_CHECKING:
+    from lxt.explanation import ExplainedTarget, Explanation
+
+FORMAT = "lxt.explanation"
+VERSION = 1
+
+_TENSORS = ("relevance", "token_ids", "mask")
+
+
+def to_safetensors(explanation: "Explanation") -> bytes:
+    """Return the tensors, with all else as JSON in the header of the safetensors format."""
+    target = explanation.target
+    content = {
+        "tokens": explanation.tokens,
+        "target": [asdict(t) for t in target] if isinstance(target, list) else asdict(target),
+        "provenance": explanation.provenance,
+    }
+    header = {"format": FORMAT, "version": str(VERSION), "content": json.dumps(content)}
+    tensors = {name: getattr(explanation, name).contiguous() for name in _TENSORS}
+    return save(tensors, metadata=header)
+
+
+def to_json(explanation: "Explanation") -> str:
+    """Return the rows, without padding, as JSON of ASCII characters only."""
+    rows = [
+        {
+            "tokens": row.tokens,
+            "token_ids": row.token_ids.tolist(),
+            "relevance": row.relevance.tolist(),
+            "target": asdict(cast("ExplainedTarget", row.target)),
+        }
+        for row in explanation.rows()
+    ]
+    content = {
+        "format": FORMAT,
+        "version": VERSION,
+        "rows": rows,
+        "provenance": explanation.provenance,
+    }
+    return json.dumps(content, indent=1, allow_nan=False) + "\n"
+
+
+def read(path: str | os.PathLike[str]) -> "Explanation":
+    """Read an explanation that was written as ``to_safetensors`` gives it.
+
+    Raises:
+        InvalidFile: the file can't be read, or holds something else; quotes path and reason.
+
+    """
+    from lxt.explanation import Explanation
+
+    try:
+        with safe_open(os.fspath(path), framework="pt") as file:
+            content = _content(file.metadata() or {})
+            missing = set(_TENSORS) - set(file.keys())
+            if missing:
+                raise InvalidInput(f"it lacks {', '.join(sorted(missing))}")
+            # A tensor that was read may be a view of the file, which others may overwrite.
+            tensors = {name: file.get_tensor(name).clone() for name in _TENSORS}
+        target = content["target"]
+        return Explanation(
+            **tensors,
+            tokens=content["tokens"],
+            target=[_target(t) for t in target] if isinstance(target, list) else _target(target),
+            provenance=content["provenance"],
+        )
+    except (OSError, ValueError, SafetensorError, RecursionError) as error:
+        raise InvalidFile(f"{os.fspath(path)!r} is not a saved explanation: {error}") from error
+
+
+def _content(header: dict[str, str]) -> dict[str, Any]:
+    if header.get("format") != FORMAT:
+        raise InvalidInput(f"its header does not name the format {FORMAT}")
+    version = header.get("version", "")
+    if version != str(VERSION):
+        raise InvalidInput(
+            f"it has format version {version!r}, and this version of lxt reads {VERSION}"
+        )
+    try:
+        content = json.loads(header.get("content", ""))
+    except ValueError as error:
+        raise InvalidInput(f"its header is not JSON: {error}") from error
+    return _with_keys(content, {"tokens", "target", "provenance"}, "header")
+
+
+def _target(fields: Any) -> "ExplainedTarget":
+    from lxt.explanation import ExplainedTarget
+
+    names = {"kind", "name", "value", "position", "prediction"}
+    return ExplainedTarget(**_with_keys(fields, names, "target"))
+
+
+def _with_keys(fields: Any, names: set[str], what: str) -> dict[str, Any]:
+    if not isinstance(fields, dict) or set(fields) != names:
+        raise InvalidInput(f"its {what} does not hold exactly {', '.join(sorted(names))}")
+    return fields
+
+
+def write(path: str | os.PathLike[str], data: bytes) -> None:
+    """Write a file whole or not at all: a file of that name is replaced only by the finished one.
+
+    Raises:
+        UnwritableFile: quotes the path and the system's reason.
+
+    """
+    try:
+        file = _destination(path)
+        if file.exists() and not file.is_file():
+            file.write_bytes(data)  # a device or a pipe, such as /dev/stdout: nothing to replace
+            return
+        part = _part_beside(file)
+        try:
+            part.write_bytes(data)
+            part.replace(file)
+        except BaseException:
+            with contextlib.suppress(OSError):
+                part.unlink()
+            raise
+    except (OSError, ValueError, RuntimeError) as error:
+        raise _unwritable(path, error) from error
+
+
+def check_writable(path: str | os.PathLike[str]) -> None:
+    """Raise now what writing would raise after long work; leave no file behind and change none.
+
+    Raises:
+        UnwritableFile: quotes the path and the system's reason.
+
+    """
+    try:
+        file = _destination(path)
+        if file.is_file() or not file.exists():
+            part = _part_beside(file)
+            part.touch(exist_ok=False)
+            part.unlink()
+    except (OSError, ValueError, RuntimeError) as error:
+        raise _unwritable(path, error) from error
+
+
+def _destination(path: str | os.PathLike[str]) -> Path:
+    """Follow links, so that a link stays one; raise what stands in the way of replacing a file."""
+    file = Path(path).resolve()  # RuntimeError for links in a circle, ValueError for a NUL
+    if file.is_dir():
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
+    if file.exists() and not os.access(file, os.W_OK):
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+    return file
+
+
+def _part_beside(file: Path) -> Path:
+    return file.with_name(f".lxt-{secrets.token_hex(8)}.part")
+
+
+def _unwritable(path: str | os.PathLike[str], error: Exception) -> UnwritableFile:
+    reason = getattr(error, "strerror", None) or error
+    return UnwritableFile(f"can't write {os.fspath(path)!r}: {reason}")

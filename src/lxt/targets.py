@@ -1,0 +1,263 @@
+"""Targets: what is explained, as the seed of the backward pass.
+
+Every target here is a weighted sum of the logits at one position, or of a classifier's logits:
+value = Σ w · z. Its weights w are what the backward pass starts from.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from lxt.errors import InvalidTarget
+from lxt.explanation import ExplainedTarget
+from lxt.tokens import readable_tokens
+
+__all__ = [
+    "Contrast",
+    "Label",
+    "Logit",
+    "Prediction",
+    "Readout",
+    "Seed",
+    "Target",
+    "Task",
+    "task_of",
+]
+
+Task = Literal["causal", "masked", "label"]
+
+
+def task_of(model: nn.Module) -> Task:
+    """What a model's logits are over, as its class's name tells."""
+    name = type(model).__name__
+    if "SequenceClassification" in name:
+        return "label"
+    return "masked" if "MaskedLM" in name else "causal"
+
+
+@dataclass(frozen=True)
+class Readout:
+    """What the numbers of a model's output mean.
+
+    Attributes:
+        task: logits over the next token, over the token at a mask, or over labels.
+        size: how many logits there are, as far as the model's configuration says.
+        tokenizer: spells tokens; None if there is none.
+        labels: a classifier's labels by index.
+
+    """
+
+    task: Task
+    size: int | None
+    tokenizer: Any
+    labels: Mapping[int, str]
+
+    def describe(self, index: int) -> str:
+        """How a person reads one logit: a label, or a token in quotes."""
+        if self.task == "label":
+            return self.labels.get(index, str(index))
+        if self.tokenizer is None:
+            return f"token {index}"
+        return f'"{readable_tokens(self.tokenizer, [index], continues=True)[0]}"'
+
+    def token_index(self, token: str | int) -> int:
+        """The index of a token's logit.
+
+        Raises:
+            InvalidTarget: the model has labels, no such token id, or the text is not one token.
+
+        """
+        if self.task == "label":
+            raise InvalidTarget(
+                f"token {token!r} can't be the target of a classifier: give lxt.Label(name), with "
+                f"one of {self._label_names()}"
+            )
+        if isinstance(token, int):
+            return self._in_range(token, "token id")
+        if not isinstance(token, str):
+            raise InvalidTarget(f"{token!r} is no token: give its text or its id")
+        if self.tokenizer is None:
+            raise InvalidTarget(
+                f"the text {token!r} needs a tokenizer: give tokenizer=…, or the token's id"
+            )
+        ids = self.tokenizer(token, add_special_tokens=False)["input_ids"]
+        if len(ids) == 1:
+            return int(ids[0])
+        vocabulary = self.tokenizer.get_vocab()
+        for piece in (token, token.replace(" ", "▁")):
+            if piece in vocabulary:
+                return int(vocabulary[piece])
+        pieces = readable_tokens(self.tokenizer, ids)
+        split = " + ".join(f"{piece!r}" for piece in pieces) or "nothing"
+        raise InvalidTarget(
+            f"the target {token!r} is {len(ids)} tokens, not one: {split}. Give one of them "
+            f"(a word inside a text begins with a space), or a token id"
+        )
+
+    def label_index(self, label: str | int) -> int:
+        """The index of a label's logit.
+
+        Raises:
+            InvalidTarget: the model is no classifier, or has no such label.
+
+        """
+        if self.task != "label":
+            raise InvalidTarget(
+                f"label {label!r} can't be the target of a language model: give lxt.Logit(token)"
+            )
+        if isinstance(label, int):
+            return self._in_range(label, "label")
+        names = {name: index for index, name in self.labels.items()}
+        folded = {name.casefold(): index for name, index in names.items()}
+        if label in names:
+            return names[label]
+        if isinstance(label, str) and label.casefold() in folded:
+            return folded[label.casefold()]
+        raise InvalidTarget(f"there is no label {label!r}: there are {self._label_names()}")
+
+    def _in_range(self, index: int, kind: str) -> int:
+        if isinstance(index, bool) or index < 0 or (self.size is not None and index >= self.size):
+            limit = "" if self.size is None else f" to {self.size - 1}"
+            labels = f": {self._label_names()}" if self.task == "label" else ""
+            raise InvalidTarget(f"there is no {kind} {index!r}: they go from 0{limit}{labels}")
+        return index
+
+    def _label_names(self) -> str:
+        return ", ".join(repr(name) for name in self.labels.values()) or "labels without a name"
+
+
+@dataclass(frozen=True)
+class Seed:
+    """A target with its tokens looked up: which logit counts, and minus what.
+
+    Attributes:
+        kind: as in `ExplainedTarget`.
+        plus: index of the logit; None for the model's own top one.
+        minus: index of a logit to subtract, "others" for the mean of all others, or None.
+        position: the token position asked for, or None for the readout's default.
+
+    """
+
+    kind: str
+    plus: int | None
+    minus: int | Literal["others"] | None
+    position: int | None
+
+    def weights(self, logits: Tensor) -> Tensor:
+        """The weight of each logit, for logits [vocabulary] of one row; same shape and dtype.
+
+        Raises:
+            InvalidTarget: the logits don't reach as far as the target.
+
+        """
+        plus = int(logits.argmax()) if self.plus is None else self.plus
+        size = logits.shape[-1]
+        for index in (plus, self.minus):
+            if isinstance(index, int) and index >= size:
+                raise InvalidTarget(f"the model has {size} logits: there is no {index}")
+        weights = torch.zeros_like(logits)
+        if self.minus == "others":
+            weights -= 1 / (size - 1)
+        elif self.minus is not None:
+            weights[self.minus] = -1
+        weights[plus] = 1
+        return weights
+
+    def explained(self, logits: Tensor, readout: Readout, position: int | None) -> ExplainedTarget:
+        """What was explained, for logits [vocabulary] of one row."""
+        top = int(logits.argmax())
+        name = readout.describe(top if self.plus is None else self.plus)
+        if self.minus == "others":
+            name += " − mean of all others"
+        elif self.minus is not None:
+            name += f" − {readout.describe(self.minus)}"
+        return ExplainedTarget(
+            kind=self.kind,
+            name=name,
+            value=float((self.weights(logits) * logits).sum()),
+            position=position,
+            prediction=readout.describe(top),
+        )
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """The model's own prediction: its highest logit.
+
+    Attributes:
+        position: the token position whose logits count; negative counts from the end. By default
+            the last one, for a masked language model the mask's; a classifier has none.
+
+    """
+
+    position: int | None = None
+
+    def resolve(self, readout: Readout) -> Seed:
+        """Look up what the target names; nothing here."""
+        return Seed("prediction", None, None, self.position)
+
+
+@dataclass(frozen=True)
+class Logit:
+    """The logit of one token.
+
+    Attributes:
+        token: its text, which must be one token, or its id.
+        position: as in `Prediction`.
+
+    """
+
+    token: str | int
+    position: int | None = None
+
+    def resolve(self, readout: Readout) -> Seed:
+        """Look up the token. Raises InvalidTarget."""
+        return Seed("logit", readout.token_index(self.token), None, self.position)
+
+
+@dataclass(frozen=True)
+class Contrast:
+    """The logit of `a` minus that of `b`: why this token rather than that one.
+
+    Attributes:
+        a: a token, as in `Logit`.
+        b: another one, or None for the mean of all others.
+        position: as in `Prediction`.
+
+    """
+
+    a: str | int
+    b: str | int | None = None
+    position: int | None = None
+
+    def resolve(self, readout: Readout) -> Seed:
+        """Look up both tokens. Raises InvalidTarget."""
+        plus = readout.token_index(self.a)
+        minus = "others" if self.b is None else readout.token_index(self.b)
+        if plus == minus:
+            raise InvalidTarget(f"{self.a!r} and {self.b!r} are the same token: nothing contrasts")
+        return Seed("contrast", plus, minus, self.position)
+
+
+@dataclass(frozen=True)
+class Label:
+    """The logit of one label of a classifier.
+
+    Attributes:
+        label: its name (in any case), or its index.
+
+    """
+
+    label: str | int
+
+    def resolve(self, readout: Readout) -> Seed:
+        """Look up the label. Raises InvalidTarget."""
+        return Seed("label", readout.label_index(self.label), None, None)
+
+
+Target = Prediction | Logit | Contrast | Label

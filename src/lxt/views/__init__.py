@@ -1,0 +1,1 @@
+"""What a person sees of an explanation: in a terminal, on a page."""
