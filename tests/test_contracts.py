@@ -6,11 +6,11 @@ from typing import Any
 import pytest
 import torch
 import torch.utils.checkpoint
-import zoo
 from torch import Tensor, nn
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 import lxt
+import zoo
 from lxt.errors import ReentrantCheckpoint
 
 COMPOSITES = [lxt.attnlrp, lxt.cp_lrp]

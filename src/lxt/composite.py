@@ -85,11 +85,9 @@ class Composite(Mapping[Target, Rule]):
     ) -> None:
         for target, rule in rules.items():
             _check(target, rule)
-        if on_unknown not in ("error", "gradient"):
-            raise InvalidComposite(f'on_unknown is "error" or "gradient", not {on_unknown!r}')
         self._rules: Mapping[Target, Rule] = MappingProxyType(dict(rules))
         self.name = name
-        self.on_unknown: OnUnknown = on_unknown
+        self.on_unknown: OnUnknown = _checked(on_unknown)
 
     def __getitem__(self, target: Target) -> Rule:
         return self._rules[target]
@@ -139,7 +137,8 @@ class Composite(Mapping[Target, Rule]):
         """
         from lxt.propagation import Propagation  # which needs this module's types
 
-        return Propagation(model, self, on_unknown or self.on_unknown)
+        choice = self.on_unknown if on_unknown is None else _checked(on_unknown)
+        return Propagation(model, self, choice)
 
     @contextmanager
     def context(
@@ -185,8 +184,10 @@ class Composite(Mapping[Target, Rule]):
         lines = [f"Composite {self.name!r}: {len(self)} targets, unknown → {self.on_unknown}"]
         for label, names in sorted(groups.items(), key=lambda item: -len(item[1])):
             names = list(dict.fromkeys(names))
-            more = f", … ({len(names)})" if len(names) > 6 else ""
-            lines.append(f"  {label:<28} {', '.join(names[:6])}{more}")
+            text = ", ".join(names)
+            if len(text) > 60:
+                text = text[:60].rsplit(", ", 1)[0] + f", … ({len(names)} in all)"
+            lines.append(f"  {label:<20} {text}")
         return "\n".join(lines)
 
 
@@ -210,6 +211,12 @@ def _spell(target: Any) -> str:
     if isinstance(target, type):
         return f"{target.__module__}.{target.__qualname__}"
     return operation_name(target)
+
+
+def _checked(on_unknown: Any) -> OnUnknown:
+    if on_unknown not in ("error", "gradient"):
+        raise InvalidComposite(f'on_unknown is "error" or "gradient", not {on_unknown!r}')
+    return on_unknown
 
 
 def _check(target: Any, rule: Any) -> None:

@@ -29,6 +29,7 @@ from lxt.tokens import readable_tokens
 __all__ = ["explain"]
 
 
+@torch.inference_mode(False)  # and with gradients, whatever the caller has switched off
 def explain(
     model: nn.Module,
     inputs: Any,
@@ -76,11 +77,7 @@ def explain(
     positions = _positions(seed, readout, batch, model)
 
     arguments = _arguments(model, batch, embedding, positions)
-    with (
-        composite.context(model, on_unknown=on_unknown),
-        EmbeddingLeaf(model) as leaf,
-        torch.enable_grad(),
-    ):
+    with composite.context(model, on_unknown=on_unknown), EmbeddingLeaf(model) as leaf:
         output = model(**arguments)
     logits = _explained_logits(output, positions, readout, model)
     _check_finite(logits, positions)

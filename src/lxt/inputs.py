@@ -138,7 +138,7 @@ def _integers(value: Any, name: str) -> Tensor:
             f"{name} is {_short(value)}: give a text, texts, or integers [tokens] or "
             f"[batch, tokens] ({error})"
         ) from error
-    if tensor.is_floating_point() or tensor.is_complex():
+    if tensor.numel() and (tensor.is_floating_point() or tensor.is_complex()):
         raise InvalidInput(f"{name} holds {tensor.dtype}: give integers")
     return tensor.detach().cpu().long()
 

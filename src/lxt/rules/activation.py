@@ -130,6 +130,22 @@ def ratio(operation: Operation, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
 
 
 @family
+def random_slope(
+    operation: Operation,
+    x: Tensor,
+    lower: float = 1 / 8,
+    upper: float = 1 / 3,
+    training: bool = False,
+    *args: Any,
+    **kwargs: Any,
+) -> Tensor:
+    """RReLU, which in training mode draws its slopes anew in each call."""
+    if training and x.requires_grad:
+        raise Refusal("in training mode its slopes are random; call model.eval() first")
+    return ratio.function(operation, x, lower, upper, training, *args, **kwargs)
+
+
+@family
 def unit(operation: Operation, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
     """Any element-wise function of its first argument, made of whatever operations, as one unit.
 
@@ -289,7 +305,7 @@ def logsigmoid_slope(x: Tensor) -> Tensor:
 activation("tanh", "softsign", "tanhshrink", "elu", "selu", "celu", "relu6", rule=ratio)
 activation("hardtanh", "hardshrink", "softshrink", rule=ratio)
 activation("threshold", samples=[sample(t(3, 5), 0.1, 0.5)], rule=ratio)
-activation("rrelu", samples=[sample(t(3, 5), 0.1, 0.3, False)], rule=ratio)
+activation("rrelu", samples=[sample(t(3, 5), 0.1, 0.3, False)], rule=random_slope)
 activation("erf", "erfc", "sin", "tan", "sinh", "cosh", "asinh", "atan", rule=ratio)
 activation("expm1", samples=DEFAULT_SAMPLES, rule=ratio)
 activation("log1p", "asin", samples=[sample(positive_t(3, 5))], rule=ratio)
@@ -339,4 +355,9 @@ def exponential(exponent: Tensor, base: Any) -> Tensor:
     return secant(exponent, lambda v: base**v, slope) if exponent.requires_grad else base**exponent
 
 
-register([Tensor.pow_], in_place(power, torch.pow), source=SOURCE, samples=[sample(t(3, 5), 2)])
+register(
+    [Tensor.pow_, Tensor.__ipow__],
+    in_place(power, torch.pow),
+    source=SOURCE,
+    samples=[sample(t(3, 5), 2)],
+)

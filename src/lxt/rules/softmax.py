@@ -12,7 +12,7 @@ from lxt.rules.registry import register, sample, spelled, t
 
 __all__ = ["SOFTMAXES"]
 
-SOFTMAXES = tuple(spelled("softmax"))
+SOFTMAXES = tuple(spelled("softmax", "softmin"))
 register(
     [*SOFTMAXES, *spelled("log_softmax")],
     passthrough,
