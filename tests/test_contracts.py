@@ -95,9 +95,8 @@ def test_removing_leaves_no_trace(name: str, composite: lxt.Composite) -> None:
     handle.remove()
     handle.remove()
     assert without_tensors(traces(model)) == before
-    with pytest.raises(ZeroDivisionError), composite.context(model):
+    with composite.context(model):
         example.run(model).sum().backward()
-        raise ZeroDivisionError
     assert all(parameter.grad is None for parameter in model.parameters())
     assert without_tensors(traces(model)) == before
 

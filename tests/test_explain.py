@@ -21,7 +21,7 @@ BPE, BERT = byte_level_bpe(), word_piece()
 CAUSAL = [n for n in zoo.NAMES if "CausalLM" in zoo.ARCHITECTURES[n].model_class] + ["gpt2"]
 MASKED = [n for n in zoo.NAMES if "MaskedLM" in zoo.ARCHITECTURES[n].model_class]
 CLASSIFIERS = [n for n in zoo.NAMES if "SequenceClass" in zoo.ARCHITECTURES[n].model_class]
-LABELS = {"id2label": {i: name for i, name in enumerate(["Good", "bad", "meh", "odd", "LABEL_4"])}}
+LABELS = {"id2label": dict(enumerate(["Good", "bad", "meh", "odd", "LABEL_4"]))}
 IDS = [[9, 17, 30, 41, 5, 22, 60], [70, 8, 33, 12]]
 
 

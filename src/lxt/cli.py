@@ -57,7 +57,9 @@ def _main(
 
 @app.command()
 def explain(
-    prompt: Annotated[str, typer.Argument(help="The text to explain; - reads standard input.")],
+    prompt: Annotated[
+        str, typer.Argument(metavar="PROMPT", help="The text to explain; - reads standard input.")
+    ],
     model: Annotated[
         str | None,
         typer.Option(
@@ -96,10 +98,10 @@ def explain(
         Path | None, typer.Option(help="Write it to a file that lxt.Explanation.load reads.")
     ] = None,
     device: Annotated[
-        str | None, typer.Option(help="cpu, cuda, cuda:1, mps, … Default: the CPU.")
+        str | None, typer.Option(help="cpu, cuda, cuda:1, mps, … Default: a GPU if there is one.")
     ] = None,
     dtype: Annotated[
-        str | None, typer.Option(help="float32, bfloat16 or float16. Default: the model's choice.")
+        str | None, typer.Option(help="float32, bfloat16 or float16. Default: float32 on a CPU.")
     ] = None,
 ) -> None:
     """Say which tokens of a prompt made the model say what it says."""
@@ -187,11 +189,10 @@ def _target(model: Any, target: str | None, versus: str | None) -> Target | None
     return Logit(target) if versus is None else Contrast(target, versus)
 
 
-def _chat(loaded: LoadedModel, prompt: str) -> list[int]:
+def _chat(loaded: LoadedModel, prompt: str) -> Any:
     """The prompt as the user's turn of a conversation, up to where the model answers."""
     if not getattr(loaded.tokenizer, "chat_template", None):
         raise errors.InvalidInput(f"{loaded.name} has no chat template: leave out --chat")
-    text = loaded.tokenizer.apply_chat_template(
-        [{"role": "user", "content": prompt}], tokenize=False, add_generation_prompt=True
+    return loaded.tokenizer.apply_chat_template(
+        [{"role": "user", "content": prompt}], add_generation_prompt=True, return_dict=False
     )
-    return loaded.tokenizer(text, add_special_tokens=False)["input_ids"]

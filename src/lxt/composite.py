@@ -44,7 +44,7 @@ class OperatorName:
 
 
 Target = Callable[..., Any] | type[nn.Module] | OperatorName | ClassPath | str
-"""A torch function or an operator's name, a module class or its path, a pattern of names."""
+"""A torch function or operator, a module class or its path, or a pattern of module names."""
 
 Rule = Family | Callable[..., Any]
 """A function with the signature of its target, or a `Family` that is bound to the target.
@@ -163,7 +163,7 @@ class Composite(Mapping[Target, Rule]):
 
         A class stands for its subclasses too, unless they have a `forward` of their own.
         """
-        for target in reversed(self._rules):
+        for target in reversed(list(self._rules)):
             if isinstance(target, str) and _matches(name, target):
                 return self._rules[target]
         for cls in type(module).__mro__:

@@ -108,7 +108,7 @@ def _composite(composite: Composite | str) -> Composite:
 
 
 def _readout(
-    model: nn.Module, target: Target | None, tokenizer: Any, embedding: nn.Module
+    model: nn.Module, target: Target | None, tokenizer: Any, embedding: nn.Embedding
 ) -> Readout:
     """What the model's output means, from its class's name and its configuration."""
     config: Any = getattr(model, "config", None)
@@ -124,7 +124,7 @@ def _readout(
         return Readout("label", size, tokenizer, {int(k): str(v) for k, v in labels.items()})
     if hasattr(config, "get_text_config"):
         config = config.get_text_config()
-    size = getattr(config, "vocab_size", None) or embedding.weight.shape[0]  # pyright: ignore[reportAttributeAccessIssue, reportIndexIssue]
+    size = getattr(config, "vocab_size", None) or embedding.weight.shape[0]
     return Readout(task, size, tokenizer, {})
 
 
@@ -181,12 +181,12 @@ def _mask_position(row: int, batch: TokenBatch, readout: Readout, model: nn.Modu
 
 
 def _arguments(
-    model: nn.Module, batch: TokenBatch, embedding: nn.Module, positions: list[int] | None
+    model: nn.Module, batch: TokenBatch, embedding: nn.Embedding, positions: list[int] | None
 ) -> dict[str, Any]:
     """What the model's forward is called with: no logits, no cache beyond what is needed."""
     config: Any = getattr(model, "config", None)
     pad = getattr(config, "pad_token_id", None)
-    device = embedding.weight.device  # pyright: ignore[reportAttributeAccessIssue]
+    device = embedding.weight.device
     arguments: dict[str, Any] = {
         "input_ids": batch.right_padded(batch.ids, pad if isinstance(pad, int) else 0).to(device),
         "attention_mask": batch.right_padded(batch.mask.long()).to(device),

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -165,9 +165,9 @@ def _check_mask(mask: Tensor, ids: Tensor) -> None:
             )
 
 
-def _check_range(batch: TokenBatch, embedding: nn.Module) -> None:
-    size = embedding.weight.shape[0]  # pyright: ignore[reportAttributeAccessIssue, reportIndexIssue]
-    bad = batch.ids[batch.mask & ((batch.ids < 0) | (batch.ids >= size))]  # pyright: ignore[reportOperatorIssue]
+def _check_range(batch: TokenBatch, embedding: nn.Embedding) -> None:
+    size = embedding.weight.shape[0]
+    bad = batch.ids[batch.mask & ((batch.ids < 0) | (batch.ids >= size))]
     if len(bad):
         ids = ", ".join(map(str, bad[:5].tolist()))
         raise InvalidInput(
@@ -203,8 +203,8 @@ def context_length(model: nn.Module, tokenizer: Any) -> int | None:
     return min(known, default=None)
 
 
-def input_embeddings(model: nn.Module) -> nn.Module:
-    """The module that embeds token ids.
+def input_embeddings(model: nn.Module) -> nn.Embedding:
+    """The module that embeds token ids; whatever its class, it has a `weight`.
 
     Raises:
         InvalidModel: `model` has none, or is no module.
@@ -226,7 +226,7 @@ def input_embeddings(model: nn.Module) -> nn.Module:
             f"{type(model).__name__} has no input embeddings (get_input_embeddings): to explain "
             "other inputs use `with composite.context(model):`"
         )
-    return embedding
+    return cast("nn.Embedding", embedding)
 
 
 class EmbeddingLeaf:

@@ -14,7 +14,7 @@ import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from types import MethodType
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import nn
@@ -72,7 +72,7 @@ class Propagation:
         ]
         self._lock = threading.Lock()
         self._depth = 0
-        self._undo: list[Callable[[], None]] = []
+        self._undo: list[Callable[[], object]] = []
         for module in model.modules():
             _registered[module] = weakref.ref(self)
         self._entrance = _Entrance(model, self)
@@ -224,7 +224,7 @@ class _StandIn:
         self.earlier = module.__dict__.get("forward")
         self.original: Callable[..., Any] = module.forward
         self.retired = False
-        functools.update_wrapper(self, self.original, updated=())
+        functools.update_wrapper(cast("Any", self), self.original, updated=())
         module.__dict__["forward"] = self
 
     def remove(self) -> None:

@@ -280,7 +280,8 @@ def exp2_slope(x: Tensor) -> Tensor:
 @activation("cos")
 def cos_slope(x: Tensor) -> Tensor:
     """cos(x) − 1 = −2 sin²(x/2)."""
-    return torch.where(at_origin(x), -x / 2, -2 * (x / 2).sin() ** 2 / x)
+    half = x / 2
+    return torch.where(at_origin(x), -half, -half.sin() * (half.sin() / half))
 
 
 def softplus_difference(x: Tensor) -> Tensor:

@@ -39,6 +39,7 @@ def attention_shares(query: Tensor, key: Tensor, value: Tensor, mask: Any = None
         sample(t(1, 2, 3, 4), t(1, 2, 3, 4), t(1, 2, 3, 4), is_causal=True, scale=0.3),
         sample(t(1, 2, 3, 4), t(1, 2, 3, 4), t(1, 2, 3, 4), attn_mask=mask_t(1, 1, 3, 3)),
         sample(t(1, 2, 3, 4), t(1, 2, 3, 4), t(1, 2, 3, 4), attn_mask=constant_t(1, 1, 3, 3)),
+        sample(t(1, 2, 3, 4), t(1, 2, 3, 4), t(1, 2, 3, 4), attn_mask=t(1, 1, 3, 3)),
         sample(t(1, 4, 3, 4), t(1, 2, 3, 4), t(1, 2, 3, 4), enable_gqa=True),
         sample(constant_t(1, 2, 3, 4), constant_t(1, 2, 3, 4), t(1, 2, 3, 4)),
         sample(t(1, 2, 3, 4), constant_t(1, 2, 3, 4), constant_t(1, 2, 3, 4)),

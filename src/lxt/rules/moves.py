@@ -79,7 +79,7 @@ moves("resolve_conj", "resolve_neg", samples=[sample(x)])
 
 _VIEW_PROPERTIES = (Tensor.T, Tensor.mT, Tensor.H, Tensor.mH)
 register(
-    [attribute.__get__ for attribute in _VIEW_PROPERTIES],  # pyright: ignore[reportFunctionMemberAccess]
+    [attribute.__get__ for attribute in _VIEW_PROPERTIES],  # pyright: ignore[reportAttributeAccessIssue]
     passthrough,
     source=SOURCE,
     samples=[sample(t(3, 4))],

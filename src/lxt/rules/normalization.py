@@ -27,7 +27,7 @@ from lxt.rules.registry import (
 SOURCE = "AttnLRP Prop. 3.4"
 
 
-def inverse_deviation(x: Tensor, dims: Sequence[int], eps: float, centred: bool) -> Tensor:
+def inverse_deviation(x: Tensor, dims: tuple[int, ...], eps: float, centred: bool) -> Tensor:
     """R = 1/√(σ² + ε) over `dims`, which stay as 1; without centring σ² is the mean square."""
     x = x.to(compute_dtype(x.dtype))
     if centred:
@@ -36,7 +36,7 @@ def inverse_deviation(x: Tensor, dims: Sequence[int], eps: float, centred: bool)
 
 
 def normalized_gradient(
-    g: Tensor, r: Tensor, weight: Tensor | None, dims: Sequence[int], centred: bool
+    g: Tensor, r: Tensor, weight: Tensor | None, dims: tuple[int, ...], centred: bool
 ) -> Tensor:
     """The gradient of (x − μ(x)) · r · w with a constant r, in the precision of r."""
     upstream = g.to(r.dtype)

@@ -133,7 +133,7 @@ def rule(*operations: Operation, source: str, samples: Iterable[Sample]):
     return decorate
 
 
-_NAMESPACES = (torch, torch.Tensor, F, torch.special, torch.linalg, torch._C._nn)
+_NAMESPACES = (torch, torch.Tensor, F, torch.special, torch.linalg)
 
 
 def spelled(*names: str) -> Iterator[Operation]:
