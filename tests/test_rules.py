@@ -28,7 +28,6 @@ DTYPES_OF = {
     "torch._grouped_mm": (torch.float32, torch.bfloat16),
     "torch.nn.functional.grouped_mm": (torch.float32, torch.bfloat16),
 }
-DTYPES_OF["torch._C._nn.avg_pool3d"] = DTYPES_OF["torch.nn.functional.avg_pool3d"]
 
 # Change the shape of the tensor they are called on, or nothing, but no values.
 WRITE_NO_VALUES = frozenset({"squeeze", "unsqueeze", "transpose", "swapaxes", "t"})

@@ -56,10 +56,11 @@ For a module class or name, a function gets the module itself first, like the cl
 class Composite(Mapping[Target, Rule]):
     """A table from targets to rules, applied to one model instance at a time.
 
-    Targets are torch functions (`torch.nn.functional.silu`, or `OperatorName("library::operator")`),
-    module classes (`MyActivation`, or `ClassPath("package.module.MyActivation")`), and module names
-    as shell patterns (`"layers.*.mlp.act_fn"`), matched against the end of a module's path. A name
-    is preferred to a class, and a class to the functions that its forward calls.
+    Targets are torch functions (`torch.nn.functional.silu`, or
+    `OperatorName("library::operator")`), module classes (`MyActivation`, or
+    `ClassPath("package.module.MyActivation")`), and module names as shell patterns
+    (`"layers.*.mlp.act_fn"`), matched against the end of a module's path. A name is preferred to a
+    class, and a class to the functions that its forward calls.
 
     Composites don't change. `attnlrp | {target: rule}` is a new one, with the right side preferred.
 
