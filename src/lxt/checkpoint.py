@@ -7,15 +7,16 @@ for every use of `torch.utils.checkpoint.checkpoint(..., use_reentrant=False)`, 
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from typing import Any
 
 import torch
 from torch.utils import checkpoint as torch_checkpoint
 
-if TYPE_CHECKING:
-    from lxt.propagation import Propagation
-
 __all__ = ["reenter_checkpoint"]
+
+Enter = Callable[[], AbstractContextManager[Any]]
 
 _top_hooks = torch._C._autograd._top_saved_tensors_default_hooks  # pyright: ignore[reportAttributeAccessIssue]
 
@@ -27,24 +28,25 @@ _PACK_HOOK = f"{torch_checkpoint._checkpoint_hook.__qualname__}.__init__.<locals
 class _Recompute:
     """A checkpoint's second run, under the rules of its first."""
 
-    def __init__(self, propagation: Propagation, recompute: Any) -> None:
-        self.propagation = propagation
+    def __init__(self, enter: Enter, recompute: Callable[..., None]) -> None:
+        self.enter = enter
         self.recompute = recompute
 
     def __call__(self, *args: Any) -> None:
-        if self.propagation.is_active():
+        with self.enter():
             self.recompute(*args)
-        else:
-            with self.propagation.active():
-                self.recompute(*args)
 
 
-def reenter_checkpoint(propagation: Propagation) -> None:
-    """If the running operation is within a checkpoint's first run, prepare its second one."""
+def reenter_checkpoint(enter: Enter) -> None:
+    """If the running operation is within a checkpoint's first run, prepare its second one.
+
+    Args:
+        enter: makes the context that puts the rules in force again.
+    """
     hooks = _top_hooks(False)
     if hooks is None or getattr(hooks[0], "__qualname__", None) != _PACK_HOOK:
         return
     pack = hooks[0]
     frame = pack.__closure__[pack.__code__.co_freevars.index("frame")].cell_contents
     if not isinstance(frame.recompute_fn, _Recompute):
-        frame.recompute_fn = _Recompute(propagation, frame.recompute_fn)
+        frame.recompute_fn = _Recompute(enter, frame.recompute_fn)

@@ -8,17 +8,13 @@ node has that number came out of it.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from lxt.errors import ReentrantCheckpoint
-from lxt.unknown import unknown_node
-
-if TYPE_CHECKING:
-    from lxt.propagation import Propagation
 
 __all__ = ["OpaqueOperations", "tensors_in"]
 
@@ -41,11 +37,14 @@ def tensors_in(value: Any) -> Iterator[Tensor]:
 
 
 class OpaqueOperations:
-    """Watches one forward pass for operations that were not seen."""
+    """Watches one forward pass for operations that were not seen.
 
-    def __init__(self, propagation: Propagation) -> None:
-        self._propagation = propagation
-        self._tolerant = propagation.on_unknown == "gradient"
+    Args:
+        report: is called with the name of the graph node of each that relevance runs through.
+    """
+
+    def __init__(self, report: Callable[[str], None]) -> None:
+        self._report = report
         self._next = _next_number()
         self._gaps: list[range] = []
 
@@ -53,8 +52,7 @@ class OpaqueOperations:
         """Look at the operands of a call that was seen.
 
         Raises:
-            UnknownOperation: one of them came out of an operation that was not.
-            ReentrantCheckpoint: that operation was a reentrant checkpoint.
+            ReentrantCheckpoint: one of them came out of a reentrant checkpoint.
 
         """
         number = _next_number()
@@ -85,5 +83,5 @@ class OpaqueOperations:
                 'model.gradient_checkpointing_enable({"use_reentrant": False}), or '
                 "torch.utils.checkpoint.checkpoint(…, use_reentrant=False)"
             )
-        elif not self._tolerant:
-            raise unknown_node(self._propagation, name)
+        else:
+            self._report(name)

@@ -12,7 +12,7 @@ import functools
 import threading
 import weakref
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from types import MethodType
 from typing import Any, cast
 
@@ -22,11 +22,11 @@ from torch.overrides import TorchFunctionMode
 
 from lxt.checkpoint import reenter_checkpoint
 from lxt.composite import Composite, OnUnknown, Rule
-from lxt.errors import AlreadyRegistered, InvalidModel
+from lxt.errors import AlreadyRegistered, InvalidModel, UnknownOperation
 from lxt.opaque import OpaqueOperations, tensors_in
 from lxt.rules.elementary import passthrough
 from lxt.rules.registry import Family, Refusal
-from lxt.unknown import unknown_operation
+from lxt.unknown import unknown_node, unknown_operation
 
 __all__ = ["Propagation"]
 
@@ -111,6 +111,10 @@ class Propagation:
             self._functions[function] = rule
             return rule
 
+    def reenter(self) -> AbstractContextManager[Any]:
+        """`active`, unless this thread is inside already."""
+        return nullcontext() if self.is_active() else self.active()
+
     def is_active(self) -> bool:
         """Whether this thread is inside a forward pass of the model."""
         return _active.mode is not None and _active.mode.propagation is self
@@ -153,7 +157,7 @@ class _RuleMode(TorchFunctionMode):
         super().__init__()
         self.propagation = propagation
         self._tolerant = propagation.on_unknown == "gradient"
-        self._opaque = OpaqueOperations(propagation)
+        self._opaque = OpaqueOperations(self._report_node)
         self._suspensions = 0
 
     def __torch_function__(
@@ -162,7 +166,7 @@ class _RuleMode(TorchFunctionMode):
         kwargs = kwargs or {}
         if self._suspensions or not torch.is_grad_enabled():
             return func(*args, **kwargs)
-        reenter_checkpoint(self.propagation)
+        reenter_checkpoint(self.propagation.reenter)
         self._opaque.before(args, kwargs)
         try:
             return self._apply(func, args, kwargs)
@@ -174,7 +178,7 @@ class _RuleMode(TorchFunctionMode):
         if rule is None:
             result = func(*args, **kwargs)
             if not self._tolerant and any(tensor.grad_fn for tensor in tensors_in(result)):
-                raise unknown_operation(self.propagation, func)
+                raise self._unknown(func)
             return result
         if rule is func:
             return func(*args, **kwargs)
@@ -186,11 +190,19 @@ class _RuleMode(TorchFunctionMode):
         except Refusal as refusal:
             if self._tolerant:
                 return func(*args, **kwargs)
-            raise unknown_operation(self.propagation, func, str(refusal)) from None
+            raise self._unknown(func, str(refusal)) from None
+
+    def _unknown(self, func: Any, reason: str | None = None) -> UnknownOperation:
+        propagation = self.propagation
+        return unknown_operation(propagation.model, propagation.composite.name, func, reason)
+
+    def _report_node(self, node: str) -> None:
+        if not self._tolerant:
+            raise unknown_node(self.propagation.model, self.propagation.composite.name, node)
 
     def run_unit(self, rule: Callable[..., Any], args: tuple[Any, ...], kwargs: Any) -> Any:
         """Run a module's rule as one operation: what happens inside is the rule's own affair."""
-        reenter_checkpoint(self.propagation)
+        reenter_checkpoint(self.propagation.reenter)
         self._opaque.before(args, kwargs)
         try:
             with self.suspended():

@@ -2,31 +2,29 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+from torch import nn
 
 from lxt.callsite import describe_callsite, innermost_module
 from lxt.errors import UnknownOperation
 from lxt.rules.registry import operation_name
 
-if TYPE_CHECKING:
-    from lxt.propagation import Propagation
-
 __all__ = ["unknown_node", "unknown_operation"]
 
 
 def unknown_operation(
-    propagation: Propagation, operation: Any, reason: str | None = None
+    model: nn.Module, composite: str, operation: Any, reason: str | None = None
 ) -> UnknownOperation:
     """The error for a torch function that has no rule, or whose rule refuses a call."""
     name = operation_name(operation)
-    composite = propagation.composite.name
     what = (
         f"the rule of {name} in {composite!r} does not cover this call: {reason}"
         if reason
         else f"{name} has no rule in composite {composite!r}"
     )
     return UnknownOperation(
-        f"{what}\n{describe_callsite(propagation.model)}\n"
+        f"{what}\n{describe_callsite(model)}\n"
         f"  add one:  composite | {{{name}: lxt.rules.passthrough}}   if it is linear,\n"
         f"            composite | {{{name}: lxt.rules.unit}}          if it is element-wise,\n"
         f"            composite | {{{name}: lxt.rules.constant}}      if no relevance is to flow\n"
@@ -34,13 +32,13 @@ def unknown_operation(
     )
 
 
-def unknown_node(propagation: Propagation, node: str) -> UnknownOperation:
+def unknown_node(model: nn.Module, composite: str, node: str) -> UnknownOperation:
     """The error for a graph node that was made by something else than a torch function."""
-    target = type(innermost_module(propagation.model)[1]).__name__
+    target = type(innermost_module(model)[1]).__name__
     return UnknownOperation(
         f"{node.removesuffix('Backward')} (an autograd Function, scripted code or an extension) is "
-        f"no torch function, so no rule of composite {propagation.composite.name!r} covers it\n"
-        f"{describe_callsite(propagation.model)} or just before\n"
+        f"no torch function, so no rule of composite {composite!r} covers it\n"
+        f"{describe_callsite(model)} or just before\n"
         f"  give a rule to the module that calls it:  composite | {{{target}: lxt.rules.unit}}\n"
         f"  (unit: element-wise; passthrough: linear; or a function of your own)\n"
         f'  or take its plain gradient: on_unknown="gradient"'
