@@ -647,7 +647,7 @@ REFERENCES: dict[str, Reference] = {
             concatenate stack hstack vstack dstack atleast_2d block_diag diag diag_embed tril triu
             pad constant_pad_nd unfold fold as_strided pixel_shuffle pixel_unshuffle to type_as
             float double half bfloat16 type copy resolve_conj resolve_neg T mT H mH
-            __getitem__ __setitem__ __iter__ gather take_along_dim take index_select masked_select
+            __getitem__ __setitem__ gather take_along_dim take index_select masked_select
             masked_fill where roll flip rot90 fliplr flipud scatter scatter_add index_add index_copy
             index_fill masked_scatter index_put fill zero
             dropout alpha_dropout feature_dropout feature_alpha_dropout

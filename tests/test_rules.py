@@ -477,9 +477,6 @@ def test_cp_lrp_takes_a_gate_as_a_constant(non_linearity, multiply, way):
     assert_close(to_other, g[0] * gate, 1e-6 if way == "cast" else 1e-12)
 
 
-@pytest.mark.xfail(
-    strict=True, reason="gradients.is_activation does not look through CopyBackwards to the source"
-)
 @pytest.mark.parametrize("non_linearity", ["silu in place", "sigmoid_"])
 def test_cp_lrp_takes_a_gate_computed_in_place_as_a_constant(non_linearity):
     gate_of = {

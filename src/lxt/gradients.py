@@ -125,12 +125,13 @@ _TRANSPARENT_NAMES = """
 """
 _TRANSPARENT = frozenset(
     f"{name}Backward{number}" for name in _TRANSPARENT_NAMES.split() for number in range(3)
-)
+) | {"torch::autograd::CopyBackwards"}
 
 
 def is_activation(x: Tensor) -> bool:
     """Whether `x` came straight out of a non-linearity, reshaped at most, as a gate does."""
     node = x.grad_fn
     while node is not None and node.name() in _TRANSPARENT and node.next_functions:
-        node = node.next_functions[0][0]
+        # a copy into a tensor has that tensor first, and what was copied second
+        node = node.next_functions[node.name().endswith("CopyBackwards")][0]
     return isinstance(node, _Secant._backward_cls)  # pyright: ignore[reportAttributeAccessIssue]

@@ -64,6 +64,16 @@ class OpaqueOperations:
                 if tensor.grad_fn is not None:
                     self._check(tensor.grad_fn)
 
+    def carries(self, result: Any) -> bool:
+        """Whether the running call handed relevance on: in its result, or where no one sees it.
+
+        A call that returns nothing, or an iterator, may have written to an operand or hold what it
+        made. It has handed something on if it made a node.
+        """
+        if isinstance(result, Tensor | list | tuple | Mapping):
+            return any(tensor.grad_fn is not None for tensor in tensors_in(result))
+        return not isinstance(result, int | float | complex | str) and _next_number() != self._next
+
     def after(self) -> None:
         """The nodes made up to now belong to a call that was seen."""
         self._next = _next_number()

@@ -23,7 +23,7 @@ from torch.overrides import TorchFunctionMode
 from lxt.checkpoint import reenter_checkpoint
 from lxt.composite import Composite, OnUnknown, Rule
 from lxt.errors import AlreadyRegistered, InvalidModel, UnknownOperation
-from lxt.opaque import OpaqueOperations, tensors_in
+from lxt.opaque import OpaqueOperations
 from lxt.rules.elementary import passthrough
 from lxt.rules.registry import Family, Refusal
 from lxt.unknown import unknown_node, unknown_operation
@@ -177,7 +177,7 @@ class _RuleMode(TorchFunctionMode):
         rule = self.propagation.rule_of(func)
         if rule is None:
             result = func(*args, **kwargs)
-            if not self._tolerant and any(tensor.grad_fn for tensor in tensors_in(result)):
+            if not self._tolerant and self._opaque.carries(result):
                 raise self._unknown(func)
             return result
         if rule is func:

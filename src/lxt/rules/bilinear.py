@@ -17,10 +17,18 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from lxt.gradients import carries_relevance, is_activation, scale, stop, substitute
+from lxt.gradients import (
+    carries_relevance,
+    compute_dtype,
+    is_activation,
+    scale,
+    stop,
+    substitute,
+)
 from lxt.rules.registry import (
     Family,
     Operation,
+    Refusal,
     constant_t,
     family,
     in_place,
@@ -170,7 +178,7 @@ def einsum(equation: str, *operands: Any) -> Tensor:
 
 @family
 def sum_with_product(operation: Operation, *args: Any, **kwargs: Any) -> Any:
-    """Y = β · total + α · (a · b): the sum is linear, the factors share what the product gets."""
+    """Sum: β · total + α · (a · b): the sum is linear, the factors share what the product gets."""
     args, kwargs = replace_operands(args, kwargs, 1, _FACTORS, share)
     return operation(*args, **kwargs)
 
@@ -201,7 +209,9 @@ rule(*spelled("addcmul", "addcmul_"), source=PRODUCT, samples=[sample(t(2, 3), x
 
 @family
 def quotient(operation: Operation, a: Any, *args: Any, **kwargs: Any) -> Any:
-    """Y = a / b with the denominator as a constant: R_a = R_y."""
+    """The quotient a / b, with the denominator as a constant: R_a = R_y."""
+    if kwargs.get("rounding_mode") is not None and carries_relevance(a):
+        raise Refusal("it rounds, and a step has no secant that relevance could follow")
     args = tuple(map(constant_if_carrying, args))
     return operation(a, *args, **{k: constant_if_carrying(v) for k, v in kwargs.items()})
 
@@ -218,7 +228,7 @@ rule(
 def sum_with_quotient(
     operation: Operation, total: Any, tensor1: Any, tensor2: Any, **kwargs: Any
 ) -> Any:
-    """Y = total + value · a / b with the denominator as a constant."""
+    """The sum total + value · a / b, with the denominator as a constant."""
     return operation(total, tensor1, constant_if_carrying(tensor2), **kwargs)
 
 
@@ -234,11 +244,11 @@ def glu(gate_is_constant: bool) -> Callable[..., Tensor]:
             return F.glu(x, dim), (x,)
 
         def backward(g: Tensor, x: Tensor) -> Tensor:
-            a, b = x.chunk(2, dim)
+            a, b = x.to(compute_dtype(x.dtype)).chunk(2, dim)
             if gate_is_constant:
-                return torch.cat((g * b.sigmoid(), torch.zeros_like(a)), dim)
+                return torch.cat((g * b.sigmoid(), torch.zeros_like(a)), dim).to(g.dtype)
             slope = torch.where(b == 0, 0.25, (b / 2).tanh() / (2 * b))
-            return torch.cat((g * b.sigmoid() / 2, g * a * slope / 2), dim)
+            return torch.cat((g * b.sigmoid() / 2, g * a * slope / 2), dim).to(g.dtype)
 
         return substitute(input, forward, backward) if input.requires_grad else F.glu(input, dim)
 

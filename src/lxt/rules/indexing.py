@@ -38,7 +38,6 @@ register(
         sample(constant_t(3, 4), rows, t(2, 4)),
     ],
 )
-register([Tensor.__iter__], passthrough, source="picks values", samples=[sample(x)])
 
 picks("gather", samples=[sample(x, 1, index_t(3, 2, below=4))])
 picks("take_along_dim", samples=[sample(x, index_t(3, 2, below=4), 1)])

@@ -28,7 +28,7 @@ SOURCE = "AttnLRP Prop. 3.4"
 
 
 def inverse_deviation(x: Tensor, dims: tuple[int, ...], eps: float, centred: bool) -> Tensor:
-    """R = 1/√(σ² + ε) over `dims`, which stay as 1; without centring σ² is the mean square."""
+    """The factor r = 1/√(σ² + ε) over `dims`, kept as 1; uncentred, σ² is the mean square."""
     x = x.to(compute_dtype(x.dtype))
     if centred:
         x = x - x.mean(dims, keepdim=True)
