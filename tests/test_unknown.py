@@ -10,13 +10,14 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 import naive
+import operations
 from lxt.composites import attnlrp
 from lxt.errors import InvalidComposite, ReentrantCheckpoint, UnknownOperation
 from lxt.rules import unit
 from lxt.rules.registry import constant_t, sample, t
-from naive import Call, Model
+from operations import Call, Model
 
-ENTRIES = naive.all_entries()
+ENTRIES = operations.all_entries()
 
 NEEDS_A_GPU = {"torch.Tensor.cuda"}
 # Written in Python as calls of other operations, which are what torch shows.
@@ -36,7 +37,7 @@ def autograd(call: Call, dtype: torch.dtype, g: list[Tensor]) -> list[Tensor]:
 @pytest.mark.parametrize("name", sorted(set(ENTRIES) - NEEDS_A_GPU - SHOWN_AS_OTHERS))
 def test_a_rule_left_out_is_noticed(name):
     entry = ENTRIES[name]
-    call = naive.entry_calls(entry)[0]
+    call = operations.entry_calls(entry)[0]
     composite = attnlrp.without(entry.operation)
     model = Model(call, call.precise)
     try:
@@ -46,9 +47,9 @@ def test_a_rule_left_out_is_noticed(name):
     with pytest.raises(UnknownOperation) as raised:
         model.under(composite)
     message = str(raised.value)
-    assert naive.operation_name(entry.operation) in message
+    assert operations.operation_name(entry.operation) in message
     assert "(Model)" in message
-    assert "test_unknown" in message or "naive.py" in message
+    assert "test_unknown" in message or "operations.py" in message
     if wanted is not None:
         outputs = model.under(composite, on_unknown="gradient")
         received = model.handed_back(outputs, call.upstream())
@@ -82,13 +83,15 @@ def test_the_first_of_several_operations_left_out_is_named(left_out, order):
         if first is None:
             model(x)
         else:
-            with pytest.raises(UnknownOperation, match=rf"{naive.operation_name(first)} has no"):
+            with pytest.raises(
+                UnknownOperation, match=rf"{operations.operation_name(first)} has no"
+            ):
                 model(x)
 
 
 @pytest.mark.parametrize("operation", REPRESENTATIVE)
 def test_constants_may_run_anything(operation):
-    (call, *_) = naive.entry_calls(ENTRIES[naive.operation_name(operation)])
+    (call, *_) = operations.entry_calls(ENTRIES[operations.operation_name(operation)])
     model = Model(call, torch.float64)
     with attnlrp.without(operation).context(model):
         y = model(*[x.detach() for x in model.explained])

@@ -1,0 +1,121 @@
+"""Where CP-LRP differs: softmax, attention, gated linear units and gates; and dropout."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+import naive
+import operations
+from lxt.composites import attnlrp, cp_lrp
+from lxt.rules.registry import sample, t
+from operations import Call, Model, assert_close
+
+ENTRIES = operations.all_entries()
+
+
+def calls(name: str) -> list[Call]:
+    return operations.entry_calls(ENTRIES[name])
+
+
+def test_cp_lrp_takes_softmax_as_a_constant():
+    for name in ENTRIES:
+        if operations.base_name(ENTRIES[name].operation) in ("softmax", "softmin"):
+            (call,) = calls(name)
+            model = Model(call, torch.float64)
+            assert not any(y.requires_grad for y in model.under(cp_lrp))
+
+
+def test_cp_lrp_hands_all_of_attention_to_the_value():
+    for call in calls("torch.nn.functional.scaled_dot_product_attention"):
+        model, g = Model(call, torch.float64), call.upstream()
+        received = model.handed_back(model.under(cp_lrp), g)
+        wanted = naive.attention(call, g, weights_are_constant=True)
+        for index, gradient in zip(call.carriers(), received, strict=True):
+            assert_close(gradient, wanted[index], 1e-12)
+
+
+def test_cp_lrp_takes_the_gate_of_a_gated_linear_unit_as_a_constant():
+    for call in calls("torch.nn.functional.glu"):
+        model, g = Model(call, torch.float64), call.upstream()
+        (received,) = model.handed_back(model.under(cp_lrp), g)
+        assert_close(received, naive.glu(call, g, gate_is_constant=True)[0], 1e-12)
+
+
+# A gate on its way from the non-linearity to the product, all of shape [2, 4] in the end.
+WAYS = {
+    "itself": lambda gate: gate,
+    "view": lambda gate: gate.view(4, 2).view(2, 4),
+    "transpose": lambda gate: gate.transpose(0, 1).reshape(2, 4),
+    "slice": lambda gate: gate[:, :4],
+    "chunk": lambda gate: gate.chunk(1, -1)[0],
+    "split": lambda gate: gate.split(4, -1)[0],
+    "unsqueeze": lambda gate: gate.unsqueeze(0).squeeze(0),
+    "expand": lambda gate: gate[None].expand(1, 2, 4)[0],
+    "cast": lambda gate: gate.float().double(),
+    "contiguous": lambda gate: gate.t().contiguous().t(),
+}
+PRODUCTS = {
+    "gate * x": lambda gate, x: gate * x,
+    "x * gate": lambda gate, x: x * gate,
+    "mul(x, other=gate)": lambda gate, x: torch.mul(x, other=gate),
+    "x.mul_(gate)": lambda gate, x: x.mul_(gate),
+    "gate.mul_(x)": lambda gate, x: gate.clone().mul_(x),
+}
+GATES = {
+    "silu": F.silu,
+    "gelu": F.gelu,
+    "sigmoid": torch.sigmoid,
+    "tanh": torch.tanh,
+    "relu": F.relu,
+}
+
+
+@pytest.mark.parametrize("non_linearity", GATES)
+@pytest.mark.parametrize("multiply", PRODUCTS)
+@pytest.mark.parametrize("way", WAYS)
+def test_cp_lrp_takes_a_gate_as_a_constant(non_linearity, multiply, way):
+    gate_of, by, through = GATES[non_linearity], PRODUCTS[multiply], WAYS[way]
+    call = Call.of(lambda x, y: by(through(gate_of(x)), y), sample(t(2, 4), t(2, 4)))
+    model, g = Model(call, torch.float64), call.upstream()
+    to_gate, to_other = model.handed_back(model.under(cp_lrp), g)
+    gate = through(gate_of(call.tensors[0].clone()))
+    assert not to_gate.any()
+    assert_close(to_other, g[0] * gate, 1e-6 if way == "cast" else 1e-12)
+
+
+@pytest.mark.parametrize("non_linearity", ["silu in place", "sigmoid_"])
+def test_cp_lrp_takes_a_gate_computed_in_place_as_a_constant(non_linearity):
+    gate_of = {
+        "silu in place": lambda x: F.silu(x, inplace=True),
+        "sigmoid_": lambda x: x.sigmoid_(),
+    }[non_linearity]
+    call = Call.of(lambda x, y: gate_of(x) * y, sample(t(2, 4), t(2, 4)))
+    model, g = Model(call, torch.float64), call.upstream()
+    to_gate, to_other = model.handed_back(model.under(cp_lrp), g)
+    assert not to_gate.any()
+    assert_close(to_other, g[0] * gate_of(call.tensors[0].clone()), 1e-12)
+
+
+def test_cp_lrp_halves_a_product_without_a_gate_and_of_two():
+    for operation in (lambda x, y: (x + 1) * y, lambda x, y: F.silu(x) * torch.sigmoid(y)):
+        call = Call.of(operation, sample(t(2, 4), t(2, 4)))
+        model, attn = Model(call, torch.float64), Model(call, torch.float64)
+        g = call.upstream()
+        received = model.handed_back(model.under(cp_lrp), g)
+        halves = attn.handed_back(attn.under(attnlrp), g)
+        for gradient, wanted in zip(received, halves, strict=True):
+            assert gradient.any()
+            assert_close(gradient, wanted, 1e-12)
+
+
+# --- training ------------------------------------------------------------------------------------
+
+
+def test_dropout_is_off_in_training_mode():
+    dropouts = (F.dropout, F.alpha_dropout, F.dropout1d, F.feature_alpha_dropout, torch.dropout)
+    for operation in dropouts:
+        model = Model(Call.of(operation, sample(t(2, 3, 4), 0.9, True)), torch.float64)
+        (y,) = model.under(attnlrp)
+        assert torch.equal(y, model.explained[0])
