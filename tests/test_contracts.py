@@ -55,6 +55,23 @@ def test_forward_is_bit_identical(name: str, attention: str, composite: lxt.Comp
         assert torch.equal(logits, plain), dtype
 
 
+@over_composites
+@over_names
+def test_forward_is_bit_identical_under_autocast(name: str, composite: lxt.Composite) -> None:
+    model = zoo.build(name, dtype=torch.float32)
+    example = zoo.example(name, model)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        model.requires_grad_(False)
+        plain = example.run(model)
+        model.requires_grad_(True)
+        with composite.context(model):
+            logits = example.run(model)
+    assert logits.dtype == plain.dtype
+    assert torch.equal(logits, plain)
+    (gradient,) = torch.autograd.grad(logits[example.output_mask].sum(), example.leaf)
+    assert gradient.isfinite().all()
+
+
 def traces(model: nn.Module) -> list[Any]:
     """Whatever a propagation might change: attributes of modules and classes, registries, flags."""
     return [
