@@ -22,7 +22,11 @@ _top_hooks = torch._C._autograd._top_saved_tensors_default_hooks  # pyright: ign
 
 # The hook under which a checkpoint's first run saves nothing; its closure holds the checkpoint's
 # frame, whose `recompute_fn` is the second run.
-_PACK_HOOK = f"{torch_checkpoint._checkpoint_hook.__qualname__}.__init__.<locals>.pack_hook"
+_PACK_HOOK = next(
+    code
+    for code in torch_checkpoint._checkpoint_hook.__init__.__code__.co_consts
+    if "frame" in getattr(code, "co_freevars", ()) and code.co_name == "pack_hook"
+)
 
 
 class _Recompute:
@@ -44,9 +48,8 @@ def reenter_checkpoint(enter: Enter) -> None:
         enter: makes the context that puts the rules in force again.
     """
     hooks = _top_hooks(False)
-    if hooks is None or getattr(hooks[0], "__qualname__", None) != _PACK_HOOK:
+    if hooks is None or getattr(hooks[0], "__code__", None) is not _PACK_HOOK:
         return
-    pack = hooks[0]
-    frame = pack.__closure__[pack.__code__.co_freevars.index("frame")].cell_contents
+    frame = hooks[0].__closure__[_PACK_HOOK.co_freevars.index("frame")].cell_contents
     if not isinstance(frame.recompute_fn, _Recompute):
         frame.recompute_fn = _Recompute(enter, frame.recompute_fn)

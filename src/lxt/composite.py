@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import difflib
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -12,13 +14,13 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 from torch import nn
 
-from lxt.errors import InvalidComposite
+from lxt.errors import InvalidComposite, UnusedCompositeWarning
 from lxt.rules.registry import Family, operation_name
 
 if TYPE_CHECKING:
     from lxt.propagation import Propagation
 
-__all__ = ["ClassPath", "Composite", "OperatorName", "Rule", "Target"]
+__all__ = ["ClassPath", "Composite", "OperatorName", "Rule", "Target", "target_name"]
 
 OnUnknown = Literal["error", "gradient"]
 
@@ -62,6 +64,9 @@ class Composite(Mapping[Target, Rule]):
     (`"layers.*.mlp.act_fn"`), matched against the end of a module's path. A name is preferred to a
     class, and a class to the functions that its forward calls.
 
+    Each spelling of an operation is a target by itself: `torch.sigmoid` is not `Tensor.sigmoid`.
+    `dict.fromkeys(lxt.rules.spelled("sigmoid"), rule)` has all.
+
     Composites don't change. `attnlrp | {target: rule}` is a new one, with the right side preferred.
 
     Args:
@@ -75,7 +80,7 @@ class Composite(Mapping[Target, Rule]):
 
     """
 
-    __slots__ = ("_rules", "name", "on_unknown")
+    __slots__ = ("_names", "_rules", "name", "on_unknown")
 
     def __init__(
         self,
@@ -87,6 +92,8 @@ class Composite(Mapping[Target, Rule]):
         for target, rule in rules.items():
             _check(target, rule)
         self._rules: Mapping[Target, Rule] = MappingProxyType(dict(rules))
+        # later ones first, since they are preferred
+        self._names = tuple(target for target in reversed(list(rules)) if isinstance(target, str))
         self.name = name
         self.on_unknown: OnUnknown = _checked(on_unknown)
 
@@ -100,7 +107,7 @@ class Composite(Mapping[Target, Rule]):
         return len(self._rules)
 
     def __hash__(self) -> int:
-        return hash((self.name, self.on_unknown, frozenset(self._rules)))
+        return hash(frozenset(self._rules))
 
     def __or__(self, other: Mapping[Any, Any]) -> Composite:
         if not isinstance(other, Mapping):
@@ -145,12 +152,23 @@ class Composite(Mapping[Target, Rule]):
     def context(
         self, model: nn.Module, *, on_unknown: OnUnknown | None = None
     ) -> Iterator[Propagation]:
-        """`register` for the length of a `with` block."""
+        """`register` for the length of a `with` block.
+
+        Warns:
+            UnusedCompositeWarning: the model's own forward did not run inside.
+        """
         propagation = self.register(model, on_unknown=on_unknown)
         try:
             yield propagation
         finally:
             propagation.remove()
+        if not propagation.was_called:
+            warnings.warn(
+                f"{type(model).__name__} was not called under {self.name!r}, so it did nothing: "
+                "call the registered model itself, not a part or another method of it",
+                UnusedCompositeWarning,
+                stacklevel=3,
+            )
 
     def function_rule(self, function: Callable[..., Any]) -> Rule | None:
         """The rule for a torch function or an operator, or None if it has none."""
@@ -159,23 +177,41 @@ class Composite(Mapping[Target, Rule]):
             rule = self._rules.get(OperatorName(name))
         return rule
 
-    def module_rule(self, name: str, module: nn.Module) -> Rule | None:
-        """The rule for `module`, found at path `name` of the model, or None if it is no target.
+    def named_rule(self, name: str) -> Rule | None:
+        """The rule for the module at path `name` of a model, or None if no pattern matches it."""
+        for pattern in self._names:
+            if _matches(name, pattern):
+                return self._rules[pattern]
+        return None
+
+    def class_rule(self, cls: type[nn.Module]) -> Rule | None:
+        """The rule for modules of a class, or None if it has none.
 
         A class stands for its subclasses too, unless they have a `forward` of their own.
         """
-        for target in reversed(list(self._rules)):
-            if isinstance(target, str) and _matches(name, target):
-                return self._rules[target]
-        for cls in type(module).__mro__:
-            if getattr(cls, "forward", None) is not type(module).forward:
+        for base in cls.__mro__:
+            if getattr(base, "forward", None) is not cls.forward:
                 return None
-            rule = self._rules.get(cls) or self._rules.get(
-                ClassPath(f"{cls.__module__}.{cls.__qualname__}")
-            )
+            path = ClassPath(f"{base.__module__}.{base.__qualname__}")
+            rule = self._rules.get(base) or self._rules.get(path)
             if rule is not None:
                 return rule
         return None
+
+    def require_names_in(self, model: nn.Module) -> None:
+        """Make sure that each pattern of module names matches something.
+
+        Raises:
+            InvalidComposite: one doesn't; the message shows names that there are.
+        """
+        names = [name for name, _ in model.named_modules(remove_duplicate=False)]
+        for pattern in self._names:
+            if not any(_matches(name, pattern) for name in names):
+                near = difflib.get_close_matches(pattern, names, n=1, cutoff=0)
+                raise InvalidComposite(
+                    f"no module of {type(model).__name__} matches {pattern!r}: there is, "
+                    f"for instance, {(near or names)[0]!r}"
+                )
 
     def __repr__(self) -> str:
         groups: dict[str, list[str]] = {}
@@ -190,6 +226,12 @@ class Composite(Mapping[Target, Rule]):
                 text = text[:60].rsplit(", ", 1)[0] + f", … ({len(names)} in all)"
             lines.append(f"  {label:<20} {text}")
         return "\n".join(lines)
+
+
+def target_name(function: Any) -> str:
+    """A torch function or operator as one writes it as a target."""
+    name = _operator_name(function)
+    return f'lxt.OperatorName("{name}")' if name else operation_name(function)
 
 
 def _operator_name(function: Any) -> str | None:

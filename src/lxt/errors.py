@@ -29,6 +29,10 @@ class UnknownOperation(LxtError, NotImplementedError):
     """An operation on the path of relevance has no rule in the composite."""
 
 
+class UnusedCompositeWarning(UserWarning):
+    """A composite was put on a model, and taken off again before the model ran."""
+
+
 class ReentrantCheckpoint(LxtError, RuntimeError):
     """Reentrant gradient checkpointing hides the operations that it runs."""
 

@@ -15,7 +15,7 @@ from torch.autograd import Function
 __all__ = [
     "carries_relevance",
     "compute_dtype",
-    "is_activation",
+    "is_gate",
     "scale",
     "secant",
     "stop",
@@ -65,12 +65,15 @@ def substitute(x: Tensor, forward: Forward, backward: Backward) -> Tensor:
     return _Substitute.apply(x, forward, backward)  # pyright: ignore[reportReturnType]
 
 
-def secant(x: Tensor, operation: Callable[[Tensor], Tensor], slope: Slope) -> Tensor:
+def secant(
+    x: Tensor, operation: Callable[[Tensor], Tensor], slope: Slope, gates: bool = True
+) -> Tensor:
     """`operation(x)`, element-wise, with the gradient g · slope(x) in place of g · operation′(x).
 
     Only `x` is kept for the backward pass; the slope is computed there, in float32 or more.
+    `gates` marks the output for `is_gate`.
     """
-    return _Secant.apply(x, operation, slope)  # pyright: ignore[reportReturnType]
+    return _Secant.apply(x, operation, slope, gates)  # pyright: ignore[reportReturnType]
 
 
 class _Scale(Function):
@@ -101,9 +104,12 @@ class _Substitute(Function):
 
 class _Secant(Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor, operation: Callable[[Tensor], Tensor], slope: Slope) -> Tensor:
+    def forward(
+        ctx: Any, x: Tensor, operation: Callable[[Tensor], Tensor], slope: Slope, gates: bool
+    ) -> Tensor:
         ctx.save_for_backward(x)
         ctx.slope = slope
+        ctx.gates = gates
         version = x._version
         y = operation(x)
         if x._version != version:
@@ -114,24 +120,30 @@ class _Secant(Function):
     def backward(ctx: Any, *gradients: Any) -> Any:
         (g,) = gradients
         (x,) = ctx.saved_tensors
-        return g * ctx.slope(x.to(compute_dtype(x.dtype))).to(g.dtype), None, None
+        slope = ctx.slope(x.to(compute_dtype(x.dtype)))
+        return g * slope.to(g.dtype), None, None, None
 
 
 # Nodes that hand on a value, or a part of it: looking through them finds where it was made.
 _TRANSPARENT_NAMES = """
-    View UnsafeView ReshapeAlias Transpose T Permute Unsqueeze Squeeze Expand ToCopy
-    Clone Slice Select Index Split SplitWithSizes Unbind Alias AsStrided IndexSelect
-    Repeat
+    View UnsafeView ReshapeAlias Transpose T Permute Unsqueeze Squeeze Expand ToCopy Clone
+    Slice Select Index Split SplitWithSizes Unbind Alias AsStrided IndexSelect Repeat
+    MaskedFill Cat Mul
 """
 _TRANSPARENT = frozenset(
     f"{name}Backward{number}" for name in _TRANSPARENT_NAMES.split() for number in range(3)
 ) | {"torch::autograd::CopyBackwards"}
 
 
-def is_activation(x: Tensor) -> bool:
-    """Whether `x` came straight out of a non-linearity, reshaped at most, as a gate does."""
+def is_gate(x: Tensor) -> bool:
+    """Whether `x` came straight out of a non-linearity: moved, masked or scaled at most."""
     node = x.grad_fn
-    while node is not None and node.name() in _TRANSPARENT and node.next_functions:
-        # a copy into a tensor has that tensor first, and what was copied second
-        node = node.next_functions[node.name().endswith("CopyBackwards")][0]
-    return isinstance(node, _Secant._backward_cls)  # pyright: ignore[reportAttributeAccessIssue]
+    while node is not None and node.name() in _TRANSPARENT:
+        sources = [source for source, _ in node.next_functions if source is not None]
+        if len(sources) > 1:
+            if node.name() == "MulBackward0":
+                return False
+            # a copy into a tensor has that tensor first, and what was copied second
+            sources = sources[node.name().endswith("CopyBackwards") :]
+        node = sources[0] if sources else None
+    return isinstance(node, _Secant._backward_cls) and node.gates  # pyright: ignore[reportAttributeAccessIssue, reportOptionalMemberAccess]

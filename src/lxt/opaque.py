@@ -8,24 +8,33 @@ node has that number came out of it.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from bisect import bisect_right
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import fields, is_dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from lxt.errors import ReentrantCheckpoint
+from lxt.errors import ReentrantCheckpoint, UnknownOperation
 
 __all__ = ["OpaqueOperations", "tensors_in"]
 
 _next_number = torch._C._autograd._get_sequence_nr  # pyright: ignore[reportAttributeAccessIssue]
 
-# Nodes that hand on their operands: module hooks' and non-reentrant checkpointing's.
-_TRANSPARENT = frozenset({"BackwardHookFunctionBackward", "_NoopSaveInputsBackward"})
+_functorch_depth = torch._C._functorch.peek_interpreter_stack  # pyright: ignore[reportAttributeAccessIssue]
+_is_transformed = torch._C._functorch.is_functorch_wrapped_tensor  # pyright: ignore[reportAttributeAccessIssue]
+_untransformed = torch._C._functorch.get_unwrapped  # pyright: ignore[reportAttributeAccessIssue]
+
+# Nodes that hand on their operands: module hooks', non-reentrant checkpointing's, and the one that
+# torch makes anew for a view whose base was written to.
+_TRANSPARENT = frozenset(
+    {"BackwardHookFunctionBackward", "_NoopSaveInputsBackward", "AsStridedBackward0"}
+)
 
 
 def tensors_in(value: Any) -> Iterator[Tensor]:
-    """The tensors in a result: itself, or those within tuples, lists and mappings."""
+    """The tensors in a result: itself, or those within tuples, lists, mappings and dataclasses."""
     if isinstance(value, Tensor):
         yield value
     elif isinstance(value, tuple | list):
@@ -34,6 +43,21 @@ def tensors_in(value: Any) -> Iterator[Tensor]:
     elif isinstance(value, Mapping):
         for item in value.values():
             yield from tensors_in(item)
+    elif is_dataclass(value) and not isinstance(value, type):
+        for field in fields(value):
+            yield from tensors_in(getattr(value, field.name))
+
+
+def _refuse_transformed(operands: Iterable[Tensor]) -> None:
+    """Refuse tensors of torch.func that carry relevance: their own gradients are not to be seen."""
+    for tensor in operands:
+        while _is_transformed(tensor):
+            tensor = _untransformed(tensor)
+            if tensor.requires_grad:
+                raise UnknownOperation(
+                    "torch.func (vmap, grad, …) hides which operations relevance runs through: "
+                    "call the model in a plain loop or with a batch instead"
+                )
 
 
 class OpaqueOperations:
@@ -46,20 +70,25 @@ class OpaqueOperations:
     def __init__(self, report: Callable[[str], None]) -> None:
         self._report = report
         self._next = _next_number()
-        self._gaps: list[range] = []
+        self._starts: list[int] = []  # of the ranges of numbers that no seen call made, in order,
+        self._ends: list[int] = []  # and where each ends
 
     def before(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
         """Look at the operands of a call that was seen.
 
         Raises:
+            UnknownOperation: one of them is a tensor of torch.func.
             ReentrantCheckpoint: one of them came out of a reentrant checkpoint.
 
         """
+        if _functorch_depth() is not None:
+            _refuse_transformed((*tensors_in(args), *tensors_in(kwargs)))
         number = _next_number()
         if number != self._next:
-            self._gaps.append(range(self._next, number))
+            self._starts.append(self._next)
+            self._ends.append(number)
             self._next = number
-        if self._gaps:
+        if self._starts:
             for tensor in (*tensors_in(args), *tensors_in(kwargs)):
                 if tensor.grad_fn is not None:
                     self._check(tensor.grad_fn)
@@ -80,7 +109,8 @@ class OpaqueOperations:
 
     def _check(self, node: Any) -> None:
         number = node._sequence_nr()
-        if not any(number in gap for gap in self._gaps):
+        place = bisect_right(self._starts, number) - 1
+        if place < 0 or number >= self._ends[place]:
             return
         name = node.name()
         if name in _TRANSPARENT:

@@ -8,22 +8,26 @@ active, except where a checkpoint recomputes: it is made to enter again by itsel
 
 from __future__ import annotations
 
+import copy
 import functools
+import sys
 import threading
 import weakref
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from types import MethodType
 from typing import Any, cast
 
 import torch
 from torch import nn
+from torch.nn.parameter import is_lazy
 from torch.overrides import TorchFunctionMode
 
 from lxt.checkpoint import reenter_checkpoint
 from lxt.composite import Composite, OnUnknown, Rule
 from lxt.errors import AlreadyRegistered, InvalidModel, UnknownOperation
 from lxt.opaque import OpaqueOperations
+from lxt.parameters import ConstantParameters
 from lxt.rules.elementary import passthrough
 from lxt.rules.registry import Family, Refusal
 from lxt.unknown import unknown_node, unknown_operation
@@ -34,6 +38,9 @@ __all__ = ["Propagation"]
 _registered: weakref.WeakKeyDictionary[nn.Module, weakref.ref[Propagation]] = (
     weakref.WeakKeyDictionary()
 )
+
+
+_FUNCTION_APPLY = torch.autograd.Function.apply.__func__.__code__
 
 
 class _Active(threading.local):
@@ -61,18 +68,18 @@ class Propagation:
                     f"{part} ({type(module).__name__}) is under {other.composite.name!r} already: "
                     "call .remove() on that handle, or leave its context, first"
                 )
+        _require_ready(model)
+        composite.require_names_in(model)
         self.model = model
         self.composite = composite
         self.on_unknown: OnUnknown = on_unknown
         self._functions: dict[Any, Callable[..., Any] | None] = {}
-        self._units = [
-            (module, rule)
-            for name, module in model.named_modules()
-            if (rule := composite.module_rule(name, module)) is not None
-        ]
+        self._module_rules: dict[type, Rule | None] = {}
         self._lock = threading.Lock()
         self._depth = 0
-        self._undo: list[Callable[[], object]] = []
+        self._undo = ExitStack()
+        self.was_called = False
+        """Whether the model's forward has run since, with gradients or without."""
         for module in model.modules():
             _registered[module] = weakref.ref(self)
         self._entrance = _Entrance(model, self)
@@ -89,14 +96,12 @@ class Propagation:
         """Put the rules in force in this thread, for a forward pass or a checkpoint's rerun."""
         outer = _active.mode
         mode = _RuleMode(self)
-        self._hold()
-        try:
-            with outer.suspended() if outer else nullcontext(), mode:
-                _active.mode = mode
+        with self._prepared(), outer.suspended() if outer else nullcontext(), mode:
+            _active.mode = mode
+            try:
                 yield mode
-        finally:
-            _active.mode = outer
-            self._release()
+            finally:
+                _active.mode = outer
 
     def rule_of(self, function: Any) -> Callable[..., Any] | None:
         """What to call in place of a torch function: `function` itself, its rule, or None."""
@@ -119,30 +124,57 @@ class Propagation:
         """Whether this thread is inside a forward pass of the model."""
         return _active.mode is not None and _active.mode.propagation is self
 
-    def _hold(self) -> None:
-        """Make parameters constants and put the module rules in place, for the first to enter."""
+    @contextmanager
+    def _prepared(self) -> Iterator[None]:
+        """Parameters are constants and module rules in place, from first entry to last exit."""
         with self._lock:
-            self._depth += 1
-            if self._depth > 1:
-                return
-            for parameter in self.model.parameters():
-                if parameter.requires_grad and parameter.is_leaf:
-                    parameter.requires_grad_(False)
-                    self._undo.append(functools.partial(parameter.requires_grad_, True))
-            for module, rule in self._units:
-                self._undo.append(_Unit(module, self, rule).remove)
-
-    def _release(self) -> None:
-        """Hand everything back as it was, by the last to leave."""
-        with self._lock:
-            self._depth -= 1
             if self._depth == 0:
-                while self._undo:
-                    self._undo.pop()()
+                with ExitStack() as undo:
+                    undo.callback(ConstantParameters(self.model).release)
+                    for module, rule in self._module_targets():
+                        undo.callback(_Unit(module, self, rule).remove)
+                    self._undo = undo.pop_all()
+            self._depth += 1
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._depth -= 1
+                if self._depth == 0:
+                    self._undo.close()
+
+    def _module_targets(self) -> Iterator[tuple[nn.Module, Rule]]:
+        """The modules that are targets now: a model may have changed since it was registered."""
+        seen: set[nn.Module] = set()
+        for name, module in self.model.named_modules(remove_duplicate=False):
+            rule = self.composite.named_rule(name)
+            if rule is None:
+                cls = type(module)
+                if cls not in self._module_rules:
+                    self._module_rules[cls] = self.composite.class_rule(cls)
+                rule = self._module_rules[cls]
+            if rule is not None and module not in seen:
+                seen.add(module)
+                yield module, rule
 
     def __repr__(self) -> str:
-        state = "removed from" if self._entrance.retired else "on"
+        state = "removed from" if self._entrance.propagation is None else "on"
         return f"Propagation({self.composite.name!r} {state} {type(self.model).__name__})"
+
+
+def _require_ready(model: nn.Module) -> None:
+    for name, module in model.named_modules():
+        where = f"its module {name!r}" if name else "this model"
+        if type(module).__name__ == "OptimizedModule" or module._compiled_call_impl is not None:
+            raise InvalidModel(
+                f"{where} is compiled, so nothing shows which operations it runs: give the model "
+                "as it was before torch.compile"
+            )
+        if any(is_lazy(parameter) for parameter in module.parameters(recurse=False)):
+            raise InvalidModel(
+                f"{where} ({type(module).__name__}) has parameters without a shape yet: run the "
+                "model once first"
+            )
 
 
 def _propagation_of(module: nn.Module) -> Propagation | None:
@@ -165,6 +197,9 @@ class _RuleMode(TorchFunctionMode):
     ) -> Any:
         kwargs = kwargs or {}
         if self._suspensions or not torch.is_grad_enabled():
+            return func(*args, **kwargs)
+        if sys._getframe(1).f_code is _FUNCTION_APPLY:
+            # torch itself, at work on a Function's result under a lock that `grad_fn` would take
             return func(*args, **kwargs)
         reenter_checkpoint(self.propagation.reenter)
         self._opaque.before(args, kwargs)
@@ -232,16 +267,15 @@ class _StandIn:
 
     def __init__(self, module: nn.Module, propagation: Propagation) -> None:
         self.module = module
-        self.propagation = propagation
+        self.propagation: Propagation | None = propagation
         self.earlier = module.__dict__.get("forward")
         self.original: Callable[..., Any] = module.forward
-        self.retired = False
         functools.update_wrapper(cast("Any", self), self.original, updated=())
         module.__dict__["forward"] = self
 
     def remove(self) -> None:
         """Put back what was there, or step aside where others have put theirs on top since."""
-        self.retired = True
+        self.propagation = None  # which the module, if others keep this in place, need not keep
         if self.module.__dict__.get("forward") is self:
             if self.earlier is None:
                 del self.module.__dict__["forward"]
@@ -250,11 +284,13 @@ class _StandIn:
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Any:
         """A copy of the model is another instance, under no composite."""
+        if self.earlier is not None:
+            return copy.deepcopy(self.earlier, memo)
         return MethodType(type(self.module).forward, memo[id(self.module)])
 
     def __reduce__(self) -> Any:
         raise AlreadyRegistered(
-            f"{type(self.module).__name__} is under {self.propagation.composite.name!r}: "
+            f"{type(self.module).__name__} is under a composite: "
             "call .remove() on its handle, or leave its context, before pickling it"
         )
 
@@ -263,9 +299,13 @@ class _Entrance(_StandIn):
     """The way into the model: the rules are in force from here until the forward returns."""
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        if self.retired or not torch.is_grad_enabled() or self.propagation.is_active():
+        propagation = self.propagation
+        if propagation is None:
             return self.original(*args, **kwargs)
-        with self.propagation.active() as mode:
+        propagation.was_called = True
+        if not torch.is_grad_enabled() or propagation.is_active():
+            return self.original(*args, **kwargs)
+        with propagation.active() as mode:
             output = self.original(*args, **kwargs)
             mode.check_output(output)
             return output

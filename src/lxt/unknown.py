@@ -7,8 +7,8 @@ from typing import Any
 from torch import nn
 
 from lxt.callsite import describe_callsite, innermost_module
+from lxt.composite import target_name
 from lxt.errors import UnknownOperation
-from lxt.rules.registry import operation_name
 
 __all__ = ["unknown_node", "unknown_operation"]
 
@@ -17,7 +17,7 @@ def unknown_operation(
     model: nn.Module, composite: str, operation: Any, reason: str | None = None
 ) -> UnknownOperation:
     """The error for a torch function that has no rule, or whose rule refuses a call."""
-    name = operation_name(operation)
+    name = target_name(operation)
     what = (
         f"the rule of {name} in {composite!r} does not cover this call: {reason}"
         if reason

@@ -21,7 +21,7 @@ from lxt.rules import (
 from lxt.rules.activation import elementwise, unit
 from lxt.rules.bilinear import gated_product, product, quotient
 from lxt.rules.elementary import constant, passthrough
-from lxt.rules.registry import REGISTRY, Family, family, rule
+from lxt.rules.registry import REGISTRY, Family, family, rule, spelled
 
 __all__ = [
     "REGISTRY",
@@ -45,5 +45,6 @@ __all__ = [
     "quotient",
     "rule",
     "softmax",
+    "spelled",
     "unit",
 ]

@@ -11,7 +11,6 @@ from __future__ import annotations
 import inspect
 import math
 from collections.abc import Callable, Sequence
-from functools import cache
 from typing import Any
 
 import torch
@@ -75,22 +74,31 @@ def numeric_slope(
     return torch.where(near, derivative, slope)
 
 
-@cache
-def inplace_position(operation: Operation) -> int | None:
-    """Where `inplace` stands among the parameters of an operation, if it is one of them."""
-    try:
-        parameters = list(inspect.signature(operation).parameters)
-    except (TypeError, ValueError):  # a builtin without a signature has no such argument
-        return None
-    return parameters.index("inplace") if "inplace" in parameters else None
+def _inplace_positions() -> dict[Operation, int]:
+    positions = {}
+    for function in vars(F).values():
+        if inspect.isfunction(function):
+            parameters = list(inspect.signature(function).parameters)
+            if "inplace" in parameters:
+                positions[function] = parameters.index("inplace")
+    return positions
+
+
+INPLACE_POSITIONS = _inplace_positions()
+"""Where `inplace` stands among the parameters of a torch function that has it."""
 
 
 def replaced(
-    slope: Callable[..., Tensor], operation: Operation, x: Tensor, args: Any, kwargs: Any
+    slope: Callable[..., Tensor],
+    operation: Operation,
+    x: Tensor,
+    args: Any,
+    kwargs: Any,
+    gates: bool = True,
 ) -> Tensor:
     """Call `operation` with the secant slope in the backward pass; in place if asked to."""
     inplace = kwargs.get("inplace", False)
-    position = inplace_position(operation)
+    position = INPLACE_POSITIONS.get(operation)
     if position is not None:
         kwargs = {name: value for name, value in kwargs.items() if name != "inplace"}
         if len(args) >= position:  # `args` lacks the first one
@@ -103,18 +111,20 @@ def replaced(
             x.clone() if inplace else x,
             lambda v: operation(v, *args, **kwargs),
             lambda v: slope(v, *args, **kwargs),
+            gates,
         )
     return x.copy_(y) if inplace else y
 
 
-def elementwise(slope: Callable[..., Tensor]) -> Family:
+def elementwise(slope: Callable[..., Tensor], gates: bool = True) -> Family:
     """The rule of an element-wise operation whose secant slope is `slope(x, *arguments)`.
 
-    `slope` takes the arguments of the operation, but for `inplace`.
+    `slope` takes the arguments of the operation, but for `inplace`. `gates` says whether CP-LRP
+    takes the output for a gate where it multiplies something.
     """
 
     def apply(operation: Operation, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        return replaced(slope, operation, x, args, kwargs)
+        return replaced(slope, operation, x, args, kwargs, gates)
 
     return Family(apply, "secant")
 
@@ -127,6 +137,16 @@ def ratio(operation: Operation, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         return numeric_slope(lambda u: operation(u, *args, **kwargs), v)
 
     return replaced(slope, operation, x, args, kwargs)
+
+
+@family
+def curve(operation: Operation, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+    """As `ratio`, for an operation that is no activation, so never a gate."""
+
+    def slope(v: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        return numeric_slope(lambda u: operation(u, *args, **kwargs), v)
+
+    return replaced(slope, operation, x, args, kwargs, gates=False)
 
 
 @family
@@ -152,24 +172,28 @@ def unit(operation: Operation, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
     For a module class or a function that is a composition: Eq. 9 for all of it, where rules for the
     parts would split relevance between factors that are not two things.
     """
+    dtype = x.dtype  # and not x itself, which nothing but autograd may keep
 
     def slope(v: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         # Parameters have the precision of the model, which may be less than the slope's.
         def f(u: Tensor) -> Tensor:
-            return operation(u.to(x.dtype), *args, **kwargs).to(u.dtype)
+            return operation(u.to(dtype), *args, **kwargs).to(u.dtype)
 
-        return numeric_slope(f, v, x.dtype)
+        return numeric_slope(f, v, dtype)
 
     return replaced(slope, operation, x, args, kwargs)
 
 
 def activation(
-    *names: str, samples: Sequence[Sample] = DEFAULT_SAMPLES, rule: Family | None = None
+    *names: str,
+    samples: Sequence[Sample] = DEFAULT_SAMPLES,
+    rule: Family | None = None,
+    gates: bool = True,
 ):
     """Register these operations and their in-place twins with `rule`, or with a decorated slope."""
 
     def decorate(slope: Callable[..., Tensor]) -> Callable[..., Tensor]:
-        add(elementwise(slope))
+        add(elementwise(slope, gates))
         return slope
 
     def add(rule: Family) -> None:
@@ -244,13 +268,13 @@ def hardsigmoid_slope(x: Tensor) -> Tensor:
     return torch.where(at_origin(x), 1 / 6, (x / 6).clamp(-0.5, 0.5) / x)
 
 
-@activation("square")
+@activation("square", gates=False)
 def square_slope(x: Tensor) -> Tensor:
     """x² = x · x."""
     return x
 
 
-@activation("abs", "absolute")
+@activation("abs", "absolute", gates=False)
 def abs_slope(x: Tensor) -> Tensor:
     """|x| = x · sign(x)."""
     return x.sign()
@@ -265,19 +289,19 @@ def sigmoid_slope(x: Tensor) -> Tensor:
     return torch.where(at_origin(x), 0.25, (x / 2).tanh() / (2 * x))
 
 
-@activation("exp")
+@activation("exp", gates=False)
 def exp_slope(x: Tensor) -> Tensor:
     """exp(x) − 1 = expm1(x)."""
     return torch.where(at_origin(x), 1.0, x.expm1() / x)
 
 
-@activation("exp2")
+@activation("exp2", gates=False)
 def exp2_slope(x: Tensor) -> Tensor:
     """2ˣ − 1 = expm1(x · ln 2)."""
     return torch.where(at_origin(x), math.log(2), (x * math.log(2)).expm1() / x)
 
 
-@activation("cos")
+@activation("cos", gates=False)
 def cos_slope(x: Tensor) -> Tensor:
     """cos(x) − 1 = −2 sin²(x/2)."""
     half = x / 2
@@ -289,10 +313,12 @@ def softplus_difference(x: Tensor) -> Tensor:
     return torch.where(x > 20, x - math.log(2), torch.log1p(x.clamp(max=20).expm1() / 2))
 
 
-@activation("softplus", samples=(sample(t(3, 5)), sample(t(3, 5), beta=2.0)))
+@activation("softplus", samples=(sample(t(3, 5)), sample(t(3, 5), 2.0, 1.0)))
 def softplus_slope(x: Tensor, beta: float = 1, threshold: float = 20) -> Tensor:
-    """softplus(x) − softplus(0)."""
-    return torch.where(at_origin(x), 0.5, softplus_difference(beta * x) / (beta * x))
+    """softplus(x) − softplus(0); over the threshold torch takes x for softplus(x)."""
+    difference = softplus_difference(beta * x)
+    difference = torch.where(beta * x > threshold, beta * x - math.log(2), difference)
+    return torch.where(at_origin(x), 0.5, difference / (beta * x))
 
 
 @activation("logsigmoid")
@@ -307,11 +333,11 @@ activation("tanh", "softsign", "tanhshrink", "elu", "selu", "celu", "relu6", rul
 activation("hardtanh", "hardshrink", "softshrink", rule=ratio)
 activation("threshold", samples=[sample(t(3, 5), 0.1, 0.5)], rule=ratio)
 activation("rrelu", samples=[sample(t(3, 5), 0.1, 0.3, False)], rule=random_slope)
-activation("erf", "erfc", "sin", "tan", "sinh", "cosh", "asinh", "atan", rule=ratio)
-activation("expm1", samples=DEFAULT_SAMPLES, rule=ratio)
-activation("log1p", "asin", samples=[sample(positive_t(3, 5))], rule=ratio)
-activation("clamp", "clip", samples=[sample(t(3, 5), -0.5, 0.7), sample(t(3, 5), 0.3)], rule=ratio)
-activation("clamp_min", "clamp_max", samples=[sample(t(3, 5), 0.2)], rule=ratio)
+activation("erf", "erfc", "expm1", rule=curve)
+activation("sin", "tan", "sinh", "cosh", "asinh", "atan", rule=curve)
+activation("log1p", "asin", samples=[sample(positive_t(3, 5))], rule=curve)
+activation("clamp", "clip", samples=[sample(t(3, 5), -0.5, 0.7), sample(t(3, 5), 0.3)], rule=curve)
+activation("clamp_min", "clamp_max", samples=[sample(t(3, 5), 0.2)], rule=curve)
 
 
 # --- powers --------------------------------------------------------------------------------------
@@ -338,7 +364,9 @@ def power(operation: Operation, x: Any, exponent: Any) -> Tensor:
         return operation(x, exponent)
     exponents = exponent if isinstance(exponent, Tensor) else torch.tensor(exponent)
     if (exponents >= 1).all():
-        return secant(x, lambda v: operation(v, exponent), lambda v: v ** (exponent - 1))
+        return secant(
+            x, lambda v: operation(v, exponent), lambda v: v ** (exponent - 1), gates=False
+        )
     if (exponents < 1).all():
         return constant.function(operation, x, exponent)
     raise Refusal("some exponents are below 1, some are not")
@@ -353,7 +381,9 @@ def exponential(exponent: Tensor, base: Any) -> Tensor:
     def slope(x: Tensor) -> Tensor:
         return torch.where(at_origin(x), log_base, (x * log_base).expm1() / x)
 
-    return secant(exponent, lambda v: base**v, slope) if exponent.requires_grad else base**exponent
+    if not exponent.requires_grad:
+        return base**exponent
+    return secant(exponent, lambda v: base**v, slope, gates=False)
 
 
 register(

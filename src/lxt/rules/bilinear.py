@@ -20,13 +20,12 @@ from torch import Tensor
 from lxt.gradients import (
     carries_relevance,
     compute_dtype,
-    is_activation,
+    is_gate,
     scale,
     stop,
     substitute,
 )
 from lxt.rules.registry import (
-    Family,
     Operation,
     Refusal,
     constant_t,
@@ -34,6 +33,7 @@ from lxt.rules.registry import (
     in_place,
     offsets_t,
     require_constant,
+    require_own,
     rule,
     sample,
     spelled,
@@ -52,6 +52,18 @@ def share(factors: Sequence[Any]) -> list[Any]:
     if n < 2:
         return list(factors)
     return [scale(f, 1 / n) if carries_relevance(f) else f for f in factors]
+
+
+def stop_gates(factors: Sequence[Any]) -> list[Any]:
+    """CP-LRP: the factors, those that a non-linearity put out as constants (Ali et al. 2022).
+
+    Where all of them are such, none is the others' gate.
+    """
+    carrying = sum(map(carries_relevance, factors))
+    gates = [carries_relevance(factor) and is_gate(factor) for factor in factors]
+    if carrying > 1 and sum(gates) < carrying:
+        factors = [stop(f) if gate else f for f, gate in zip(factors, gates, strict=True)]
+    return share(factors)
 
 
 def constant_if_carrying(x: Any) -> Any:
@@ -88,18 +100,19 @@ def product(operation: Operation, *args: Any, **kwargs: Any) -> Any:
 
 
 @family
+def weighted(operation: Operation, *args: Any, **kwargs: Any) -> Any:
+    """A product with a weight, which is a constant if it is a parameter of the model.
+
+    A parameter of another model would pass for a factor that carries relevance.
+    """
+    require_own(kwargs.get("weight", args[1] if len(args) > 1 else None))
+    return product.function(operation, *args, **kwargs)
+
+
+@family
 def gated_product(operation: Operation, *args: Any, **kwargs: Any) -> Any:
     """CP-LRP: a factor that a non-linearity put out is a gate, hence constant (Ali et al. 2022)."""
-
-    def stop_gate(factors: list[Any]) -> list[Any]:
-        if not all(map(carries_relevance, factors)):
-            return factors
-        gates = [is_activation(factor) for factor in factors]
-        if all(gates):  # neither is the other's gate
-            return share(factors)
-        return share([stop(f) if gate else f for f, gate in zip(factors, gates, strict=True)])
-
-    args, kwargs = replace_operands(args, kwargs, 0, _SECOND, stop_gate)
+    args, kwargs = replace_operands(args, kwargs, 0, _SECOND, stop_gates)
     return operation(*args, **kwargs)
 
 
@@ -115,10 +128,6 @@ rule(*ELEMENTWISE, source=PRODUCT, samples=[sample(x, y), sample(x, t(3)), sampl
 rule(*IN_PLACE, source=PRODUCT, samples=[sample(x, y), sample(x, t(3)), sample(x, weight)])(
     in_place(product, torch.mul)
 )
-GATED_PRODUCTS: dict[Operation, Family] = {
-    **dict.fromkeys(ELEMENTWISE, gated_product),
-    **dict.fromkeys(IN_PLACE, in_place(gated_product, torch.mul)),
-}
 rule(
     *spelled("matmul", "mm"),
     source=PRODUCT,
@@ -139,7 +148,7 @@ rule(*spelled("kron"), source=PRODUCT, samples=[sample(matrix, other)])(product)
 rule(*spelled("linear"), source=PRODUCT, samples=[
     sample(t(2, 3), constant_t(4, 3), constant_t(4)),
     sample(t(2, 3), t(4, 3)),
-])(product)  # fmt: skip
+])(weighted)  # fmt: skip
 for _n, _conv in enumerate((torch.conv1d, torch.conv2d, torch.conv3d), start=1):
     rule(
         _conv,
@@ -148,7 +157,7 @@ for _n, _conv in enumerate((torch.conv1d, torch.conv2d, torch.conv3d), start=1):
             sample(t(1, 2, *[4] * _n), constant_t(3, 2, *[2] * _n), constant_t(3), padding=1),
             sample(t(1, 2, *[4] * _n), t(3, 2, *[2] * _n)),
         ],
-    )(product)
+    )(weighted)
 for _n, _conv in enumerate(
     (torch.conv_transpose1d, torch.conv_transpose2d, torch.conv_transpose3d), start=1
 ):
@@ -156,7 +165,7 @@ for _n, _conv in enumerate(
         _conv,
         source=PRODUCT,
         samples=[sample(t(1, 2, *[3] * _n), constant_t(2, 3, *[2] * _n), constant_t(3))],
-    )(product)
+    )(weighted)
 
 
 @rule(
@@ -176,10 +185,34 @@ def einsum(equation: str, *operands: Any) -> Tensor:
     return torch.einsum(equation, *share(operands))
 
 
+def gated_einsum(equation: str, *operands: Any) -> Tensor:
+    """CP-LRP: as `gated_product`, for an Einstein sum."""
+    if len(operands) == 1 and isinstance(operands[0], list | tuple):
+        operands = tuple(operands[0])
+    return torch.einsum(equation, *stop_gates(operands))
+
+
 @family
 def sum_with_product(operation: Operation, *args: Any, **kwargs: Any) -> Any:
     """Sum: β · total + α · (a · b): the sum is linear, the factors share what the product gets."""
-    args, kwargs = replace_operands(args, kwargs, 1, _FACTORS, share)
+    return _sum_with_product(operation, share, args, kwargs)
+
+
+@family
+def sum_with_gated_product(operation: Operation, *args: Any, **kwargs: Any) -> Any:
+    """CP-LRP: as `gated_product`, in a sum."""
+    return _sum_with_product(operation, stop_gates, args, kwargs)
+
+
+def _sum_with_product(
+    operation: Operation,
+    change: Callable[[list[Any]], list[Any]],
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+) -> Any:
+    if len(args) > 3 or not all(isinstance(x, Tensor) for x in args):
+        raise Refusal("it has numbers between its operands: give beta, alpha and value by name")
+    args, kwargs = replace_operands(args, kwargs, 1, _FACTORS, change)
     return operation(*args, **kwargs)
 
 
@@ -205,6 +238,15 @@ rule(*spelled("addr"), source=PRODUCT, samples=[sample(t(2, 3), t(2), t(3))])(su
 rule(*spelled("addcmul", "addcmul_"), source=PRODUCT, samples=[sample(t(2, 3), x, y, value=0.5)])(
     sum_with_product
 )
+
+
+GATED_PRODUCTS: dict[Operation, Any] = {
+    **dict.fromkeys(ELEMENTWISE, gated_product),
+    **dict.fromkeys(IN_PLACE, in_place(gated_product, torch.mul)),
+    **dict.fromkeys(spelled("addcmul", "addcmul_"), sum_with_gated_product),
+    torch.einsum: gated_einsum,
+}
+"""The products in which CP-LRP takes a gate as a constant."""
 
 
 @family

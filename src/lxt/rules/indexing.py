@@ -7,11 +7,26 @@ the winner.
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
+from lxt.gradients import carries_relevance
 from lxt.rules.elementary import passthrough
-from lxt.rules.registry import Sample, constant_t, index_t, mask_t, register, sample, spelled, t
+from lxt.rules.registry import (
+    Operation,
+    Sample,
+    constant_t,
+    family,
+    index_t,
+    made_constant,
+    mask_t,
+    register,
+    sample,
+    spelled,
+    t,
+)
 
 
 def picks(*names: str, samples: list[Sample]) -> None:
@@ -73,8 +88,18 @@ picks("index_add_", "index_copy_", samples=[sample(x, 0, index_t(1, below=3), t(
 picks("index_fill_", samples=[sample(x, 0, rows, 0.5)])
 picks("masked_scatter_", samples=[sample(x, mask_t(3, 4), t(12))])
 picks("index_put_", samples=[sample(x, (index_t(1, below=3),), t(1, 4), accumulate=True)])
-picks("fill_", samples=[sample(x, 0.5)])
-picks("zero_", samples=[sample(x)])
+
+
+@family
+def overwrite(operation: Operation, x: Tensor, *args: Any) -> Tensor:
+    """Write constants over all of `x`, which then is a constant; over a part of it, as autograd."""
+    result = operation(x, *args)
+    value_carries = any(map(carries_relevance, args))
+    return result if value_carries or x._is_view() else made_constant(result)
+
+
+register(spelled("fill_"), overwrite, source="writes constants", samples=[sample(x, 0.5)])
+register(spelled("zero_"), overwrite, source="writes constants", samples=[sample(x)])
 
 # The winner takes all: linear in the values that win.
 picks("topk", samples=[sample(x, 2)])

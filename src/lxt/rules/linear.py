@@ -8,11 +8,26 @@ Maps whose weights may carry relevance themselves stand in `bilinear`.
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
+from torch import Tensor
 
 from lxt.rules.elementary import passthrough
-from lxt.rules.registry import Sample, index_t, offsets_t, register, sample, spelled, t
+from lxt.rules.registry import (
+    Operation,
+    Sample,
+    family,
+    index_t,
+    offsets_t,
+    register,
+    require_constant,
+    require_own,
+    sample,
+    spelled,
+    t,
+)
 
 SOURCE = "AttnLRP Eq. 8"
 
@@ -29,11 +44,22 @@ linear("cumsum", samples=[sample(x, 1)])
 linear("diff", samples=[sample(x)])
 linear("trace", samples=[sample(t(3, 3))])
 tokens, table = index_t(6, below=5), t(5, 4)
-register([F.embedding], passthrough, source=SOURCE, samples=[sample(tokens, table)])
-register([torch.embedding], passthrough, source=SOURCE, samples=[sample(table, tokens)])
+
+
+@family
+def lookup(operation: Operation, *args: Any, **kwargs: Any) -> Tensor:
+    """Rows of a table, or sums of them: linear in the table, where that is what is explained."""
+    for operand in (*args, *kwargs.values()):
+        require_own(operand)
+    require_constant(per_sample_weights=kwargs.get("per_sample_weights"))
+    return operation(*args, **kwargs)
+
+
+register([F.embedding], lookup, source=SOURCE, samples=[sample(tokens, table)])
+register([torch.embedding], lookup, source=SOURCE, samples=[sample(table, tokens)])
 register(
     [F.embedding_bag],
-    passthrough,
+    lookup,
     source=SOURCE,
     samples=[
         sample(tokens, table, offsets_t(0, 4)),
@@ -42,7 +68,7 @@ register(
 )
 register(
     [torch.embedding_bag],
-    passthrough,
+    lookup,
     source=SOURCE,
     samples=[sample(table, tokens, offsets_t(0, 4))],
 )

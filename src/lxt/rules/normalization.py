@@ -35,6 +35,11 @@ def inverse_deviation(x: Tensor, dims: tuple[int, ...], eps: float, centred: boo
     return torch.rsqrt(x.square().mean(dims, keepdim=True) + eps)
 
 
+def kept(r: Tensor, weight: Tensor | None) -> tuple[Tensor, ...]:
+    """What the backward pass needs; kept by autograd, which notices if it is written to."""
+    return (r,) if weight is None else (r, weight)
+
+
 def normalized_gradient(
     g: Tensor, r: Tensor, weight: Tensor | None, dims: tuple[int, ...], centred: bool
 ) -> Tensor:
@@ -72,11 +77,11 @@ def layer_norm(
     def forward(x: Tensor) -> tuple[Tensor, Sequence[Tensor]]:
         if torch.is_autocast_enabled(x.device.type):  # which the fused kernel would escape
             y = F.layer_norm(x, normalized_shape, weight, bias, eps)
-            return y, (inverse_deviation(x, dims, eps, centred=True),)
+            return y, kept(inverse_deviation(x, dims, eps, centred=True), weight)
         y, _, r = torch.native_layer_norm(x, normalized_shape, weight, bias, eps)
-        return y, (r,)
+        return y, kept(r, weight)
 
-    def backward(g: Tensor, r: Tensor) -> Tensor:
+    def backward(g: Tensor, r: Tensor, weight: Tensor | None = None) -> Tensor:
         return normalized_gradient(g, r, weight, dims, centred=True)
 
     if not input.requires_grad:
@@ -102,10 +107,11 @@ def rms_norm(
 
     def forward(x: Tensor) -> tuple[Tensor, Sequence[Tensor]]:
         y = F.rms_norm(x, normalized_shape, weight, eps)
-        floor = torch.finfo(x.dtype).eps if eps is None else eps
-        return y, (inverse_deviation(x, dims, floor, centred=False),)
+        # torch computes in float32 or more, and takes that precision's epsilon by default
+        floor = torch.finfo(compute_dtype(x.dtype)).eps if eps is None else eps
+        return y, kept(inverse_deviation(x, dims, floor, centred=False), weight)
 
-    def backward(g: Tensor, r: Tensor) -> Tensor:
+    def backward(g: Tensor, r: Tensor, weight: Tensor | None = None) -> Tensor:
         return normalized_gradient(g, r, weight, dims, centred=False)
 
     if not input.requires_grad:
@@ -122,9 +128,9 @@ def grouped(
 
     def forward(x: Tensor) -> tuple[Tensor, Sequence[Tensor]]:
         r = inverse_deviation(x.reshape(shape[0], groups, -1), (-1,), eps, centred=True)
-        return operation(x), (r,)
+        return operation(x), kept(r, weight)
 
-    def backward(g: Tensor, r: Tensor) -> Tensor:
+    def backward(g: Tensor, r: Tensor, weight: Tensor | None = None) -> Tensor:
         upstream = g if weight is None else g * weight.reshape(affine_shape)
         upstream = upstream.reshape(shape[0], groups, -1)
         return normalized_gradient(upstream, r, None, (-1,), centred=True).reshape(shape)

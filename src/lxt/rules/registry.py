@@ -15,9 +15,13 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 Operation = Callable[..., Any]
+
+
+class Refusal(Exception):
+    """Raised by a rule for a call that it can't stand for; the propagation adds where it was."""
 
 
 @dataclass(frozen=True)
@@ -136,6 +140,18 @@ def rule(*operations: Operation, source: str, samples: Iterable[Sample]):
 _NAMESPACES = (torch, torch.Tensor, F, torch.special, torch.linalg)
 
 
+def require_own(weight: Any) -> None:
+    """Refuse a weight that is a parameter of another model: it would pass for relevance's carrier.
+
+    While a model's forward runs, its own parameters are constants.
+    """
+    if type(weight) is nn.Parameter and weight.requires_grad:
+        raise Refusal(
+            f"its weight {list(weight.shape)} is a parameter that requires grad and is not the "
+            "registered model's: freeze it, or register the model that it belongs to"
+        )
+
+
 def spelled(*names: str) -> Iterator[Operation]:
     """Every spelling of an operation: `spelled("relu")` is torch.relu, Tensor.relu and F.relu."""
     seen: list[Operation] = []
@@ -155,9 +171,24 @@ def in_place(rule: Family, operation: Operation) -> Family:
     """
 
     def write_back(_: Operation, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        return x.copy_(rule.function(operation, x.clone(), *args, **kwargs))
+        y = rule.function(operation, x.clone(), *args, **kwargs)
+        x.copy_(y)
+        return x if y.requires_grad else made_constant(x)
 
     return Family(write_back, rule.name)
+
+
+def made_constant(x: Tensor) -> Tensor:
+    """`x`, all of which was overwritten with constants, as one.
+
+    Raises:
+        Refusal: `x` is a view, and the tensor that it is a part of may carry relevance still.
+    """
+    if x.grad_fn is None:
+        return x
+    if x._is_view():
+        raise Refusal("it writes constants into a view; write to a tensor of its own instead")
+    return x.detach_()
 
 
 def operation_name(operation: Any) -> str:
@@ -169,10 +200,6 @@ def operation_name(operation: Any) -> str:
         return resolved
     module = getattr(operation, "__module__", None) or "torch"
     return f"{module}.{getattr(operation, '__qualname__', repr(operation))}"
-
-
-class Refusal(Exception):
-    """Raised by a rule for a call that it can't stand for; the propagation adds where it was."""
 
 
 def require_constant(**operands: Any) -> None:

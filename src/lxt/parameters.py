@@ -1,0 +1,60 @@
+"""Parameters count as constants while a forward runs under a composite, and are handed back after.
+
+Whether a tensor carries relevance is whether it requires grad, so parameters must not. Models may
+share parameters, and forwards may overlap in several threads: each parameter is frozen by the first
+that needs it so and handed back by the last.
+"""
+
+from __future__ import annotations
+
+import threading
+from dataclasses import dataclass
+
+from torch import nn
+
+__all__ = ["ConstantParameters"]
+
+
+@dataclass
+class _Frozen:
+    parameter: nn.Parameter
+    holders: int
+
+
+_frozen: dict[int, _Frozen] = {}
+_lock = threading.Lock()
+
+
+class ConstantParameters:
+    """The parameters of a model as constants, until `release`."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self._places: list[tuple[nn.Module, str, _Frozen]] = []
+        with _lock:
+            for module in model.modules():
+                for name, parameter in module._parameters.items():
+                    if parameter is not None and parameter.is_leaf:
+                        self._freeze(module, name, parameter)
+
+    def _freeze(self, module: nn.Module, name: str, parameter: nn.Parameter) -> None:
+        frozen = _frozen.get(id(parameter))
+        if frozen is None:
+            if not parameter.requires_grad:
+                return
+            parameter.requires_grad_(False)
+            frozen = _frozen[id(parameter)] = _Frozen(parameter, 0)
+        frozen.holders += 1
+        self._places.append((module, name, frozen))
+
+    def release(self) -> None:
+        """Hand them back as they were, and those that took their place, as offloading does."""
+        with _lock:
+            for module, name, frozen in self._places:
+                frozen.holders -= 1
+                if frozen.holders == 0:
+                    del _frozen[id(frozen.parameter)]
+                    frozen.parameter.requires_grad_(True)
+                current = module._parameters.get(name)
+                if current is not None and current is not frozen.parameter:
+                    current.requires_grad_(True)
+            self._places.clear()
