@@ -26,7 +26,7 @@ from transformers.convert_slow_tokenizer import bytes_to_unicode
 from transformers.utils import logging
 
 from lxt import default_model
-from lxt.errors import InvalidModel, ModelUnavailable
+from lxt.errors import InvalidInput, InvalidModel, ModelUnavailable
 from lxt.models import load_model, quiet_transformers
 
 SRC = Path(default_model.__file__).parents[1]
@@ -173,12 +173,18 @@ def test_dtype_on_the_cpu_is_single_precision_at_least(tmp_path):
 
 @pytest.mark.parametrize("dtype", ["fp33", "int64", torch.int8, "float8_e4m3fn", "", "nn"])
 def test_a_bad_dtype_is_quoted(dtype):
-    with pytest.raises(ModelUnavailable, match=rf"dtype '{dtype}' is none of float64, float32"):
+    with pytest.raises(InvalidInput, match=rf"dtype '{dtype}' is none of float64, float32"):
         load_model("unused", dtype=dtype)
 
 
-@pytest.mark.parametrize("device", ["nonsense", "cpu:x", "meta", "", "cuda:99"])
+@pytest.mark.parametrize("device", ["nonsense", "cpu:x", ""])
 def test_a_bad_device_is_quoted(device):
+    with pytest.raises(InvalidInput, match=rf"'{device}' is no device"):
+        load_model("unused", device=device)
+
+
+@pytest.mark.parametrize("device", ["meta", "cuda:99"])
+def test_a_device_that_is_not_there_is_quoted(device):
     with pytest.raises(ModelUnavailable, match=rf"device '{device}' can't be used here.*'cpu'"):
         load_model("unused", device=device)
 

@@ -166,9 +166,13 @@ def _check_options(
         raise errors.InvalidTarget(
             f"--versus {versus!r} needs a --target to compare it with: --target A --versus B"
         )
+    files = [file for file in files if file is not None and file != "-"]
     for file in files:
-        if file is not None and file != "-":
-            check_writable(file)
+        check_writable(file)
+    if len({Path(file).resolve() for file in files}) < len(files):
+        raise errors.InvalidInput(
+            f"{', '.join(map(str, files))}: two of the files to write are the same"
+        )
 
 
 def _load(name: str | None, device: str | None, dtype: str | None) -> LoadedModel:

@@ -79,7 +79,7 @@ def explain(
     arguments = _arguments(model, batch, embedding, positions)
     with composite.context(model, on_unknown=on_unknown), EmbeddingLeaf(model) as leaf:
         output = model(**arguments)
-    logits = _explained_logits(output, positions, readout, model)
+    logits = _explained_logits(output, positions, max(batch.lengths()), readout, model)
     _check_finite(logits, positions)
     rows, longest = len(batch.ids), max(batch.lengths())
     if leaf.value is None or leaf.value.shape[:2] != (rows, longest) or not logits.requires_grad:
@@ -151,6 +151,8 @@ def _positions(
         return None
     lengths = batch.lengths()
     if seed.position is not None:
+        if not isinstance(seed.position, int):
+            raise InvalidTarget(f"position {seed.position!r} is no integer")
         for row, length in enumerate(lengths):
             if not -length <= seed.position < length:
                 raise InvalidTarget(
@@ -186,17 +188,25 @@ def _arguments(
     """What the model's forward is called with: no logits, no cache beyond what is needed."""
     config: Any = getattr(model, "config", None)
     pad = getattr(config, "pad_token_id", None)
-    device = embedding.weight.device
+    pad = pad if isinstance(pad, int) and 0 <= pad < len(embedding.weight) else 0
+    # Where weights are offloaded, they lie nowhere, and inputs are sent where they are needed.
+    device = "cpu" if embedding.weight.is_meta else embedding.weight.device
+    parameters = inspect.signature(model.forward).parameters
     arguments: dict[str, Any] = {
-        "input_ids": batch.right_padded(batch.ids, pad if isinstance(pad, int) else 0).to(device),
-        "attention_mask": batch.right_padded(batch.mask.long()).to(device),
+        "input_ids": batch.right_padded(batch.ids, pad).to(device),
         **{
             k: batch.right_padded(v.to(batch.mask.device)).to(device)
             for k, v in batch.per_token.items()
         },
         **batch.other,
     }
-    parameters = inspect.signature(model.forward).parameters
+    if "attention_mask" in parameters or any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
+        arguments["attention_mask"] = batch.right_padded(batch.mask.long()).to(device)
+    elif len(set(batch.lengths())) > 1:
+        raise InvalidInput(
+            f"{type(model).__name__} takes no attention_mask, so rows of different lengths "
+            f"({batch.lengths()} tokens) can't be told from padding: explain them one by one"
+        )
     if "use_cache" in parameters:
         arguments.setdefault("use_cache", False)
     if "logits_to_keep" in parameters and positions is not None:
@@ -205,7 +215,7 @@ def _arguments(
 
 
 def _explained_logits(
-    output: Any, positions: list[int] | None, readout: Readout, model: nn.Module
+    output: Any, positions: list[int] | None, length: int, readout: Readout, model: nn.Module
 ) -> Tensor:
     """The logits [batch, vocabulary] at the explained positions, in float32 or more."""
     logits = getattr(output, "logits", None)
@@ -223,8 +233,14 @@ def _explained_logits(
         kept = sorted(set(positions))
         if logits.shape[1] == len(kept):
             columns = [kept.index(position) for position in positions]
-        else:
+        elif logits.shape[1] == length:
             columns = positions
+        else:
+            raise InvalidModel(
+                f"{type(model).__name__} puts out logits at {logits.shape[1]} positions for "
+                f"{length} tokens, so nothing says which position is whose: explain it with "
+                "`with composite.context(model):`"
+            )
         logits = logits[torch.arange(len(columns)), columns]
     return logits.to(compute_dtype(logits.dtype))
 

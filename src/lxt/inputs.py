@@ -6,7 +6,8 @@ tokens have the positions that they have alone, in every architecture.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import inspect
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -69,7 +70,7 @@ def encode(inputs: Any, tokenizer: Any, model: nn.Module) -> TokenBatch:
 
     """
     if isinstance(inputs, str) or _is_list_of(inputs, str):
-        batch = _encode_texts(inputs, tokenizer)
+        batch = _encode_texts(inputs, tokenizer, inspect.signature(model.forward).parameters)
     elif isinstance(inputs, Mapping):
         batch = _encode_mapping(inputs)
     else:
@@ -85,20 +86,39 @@ def _is_list_of(value: Any, kind: type) -> bool:
     )
 
 
-def _encode_texts(inputs: str | Sequence[str], tokenizer: Any) -> TokenBatch:
+def _encode_texts(
+    inputs: str | Sequence[str], tokenizer: Any, parameters: Collection[str]
+) -> TokenBatch:
+    """Tokenise; what else the tokenizer says of each token is kept if the model's forward asks."""
     texts = [inputs] if isinstance(inputs, str) else list(inputs)
     if tokenizer is None:
         raise InvalidInput(f"the text {texts[0][:40]!r} needs a tokenizer: give tokenizer=…")
-    rows = []
+    encoded = []
     for index, text in enumerate(texts):
+        which = "the prompt" if isinstance(inputs, str) else f"prompt {index}"
         if not text.strip():
-            which = "the prompt" if isinstance(inputs, str) else f"prompt {index}"
             raise InvalidInput(f"{which} is empty ({text!r}): give some text to explain")
-        rows.append(torch.tensor(tokenizer(text)["input_ids"], dtype=torch.long))
-    ids = nn.utils.rnn.pad_sequence(rows, batch_first=True)
-    lengths = torch.tensor([len(row) for row in rows])
-    mask = torch.arange(ids.shape[1])[None] < lengths[:, None]
-    return TokenBatch(ids, mask, isinstance(inputs, str), {}, {})
+        try:
+            text.encode()
+        except UnicodeEncodeError as error:
+            raise InvalidInput(f"{which} is no Unicode text ({text[:40]!r}): {error}") from None
+        encoded.append(tokenizer(text))
+    lengths = [len(row["input_ids"]) for row in encoded]
+
+    def padded(name: str) -> Tensor:
+        rows = [torch.tensor(row[name], dtype=torch.long, device="cpu") for row in encoded]
+        return nn.utils.rnn.pad_sequence(rows, batch_first=True)
+
+    ids = padded("input_ids")
+    mask = torch.arange(ids.shape[1], device="cpu")[None] < _integers(lengths, "lengths")[:, None]
+    per_token = {
+        name: padded(name)
+        for name in encoded[0]
+        if name in parameters
+        and name not in ("input_ids", "attention_mask")
+        and [len(row[name]) for row in encoded] == lengths
+    }
+    return TokenBatch(ids, mask, isinstance(inputs, str), per_token, {})
 
 
 def _encode_mapping(inputs: Mapping[str, Any]) -> TokenBatch:
@@ -121,7 +141,7 @@ def _encode_mapping(inputs: Mapping[str, Any]) -> TokenBatch:
     _check_mask(mask, ids)
     per_token: dict[str, Tensor] = {}
     for name in list(rest):
-        value = rest[name]
+        value = _tensor_of(rest[name])
         if isinstance(value, Tensor) and value.shape[: 1 if single else 2] == (
             ids.shape[1:] if single else ids.shape
         ):
@@ -130,9 +150,19 @@ def _encode_mapping(inputs: Mapping[str, Any]) -> TokenBatch:
     return TokenBatch(ids, mask.bool(), single, per_token, rest)
 
 
+def _tensor_of(value: Any) -> Any:
+    """Numbers in lists as a tensor, as tokenizers give them; anything else as it is."""
+    if isinstance(value, list | tuple):
+        try:
+            return torch.tensor(value, device="cpu")
+        except (TypeError, ValueError, RuntimeError):
+            pass
+    return value
+
+
 def _integers(value: Any, name: str) -> Tensor:
     try:
-        tensor = value if isinstance(value, Tensor) else torch.as_tensor(value)
+        tensor = value if isinstance(value, Tensor) else torch.as_tensor(value, device="cpu")
     except (TypeError, ValueError, RuntimeError) as error:
         raise InvalidInput(
             f"{name} is {_short(value)}: give a text, texts, or integers [tokens] or "

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 from safetensors import SafetensorError
 
-from lxt.errors import InvalidModel, LxtError, ModelUnavailable
+from lxt.errors import InvalidInput, InvalidModel, LxtError, ModelUnavailable
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -69,8 +69,9 @@ def load_model(
         The model in eval mode, the tokenizer, and the name.
 
     Raises:
-        ModelUnavailable: Nothing of that name can be found, fetched or read, or the device or
-            dtype is none that can be had here.
+        ModelUnavailable: Nothing of that name can be found, fetched or read, or the device is not
+            to be had here.
+        InvalidInput: The device or dtype is none that there is.
         InvalidModel: What was found is no language model or classifier that `transformers` knows.
 
     """
@@ -172,6 +173,9 @@ def _parse_device(device: str | None) -> torch.device:
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
         place = torch.device(device)
+    except (RuntimeError, TypeError) as error:
+        raise InvalidInput(f"{device!r} is no device: {_first_line(error)}") from error
+    try:
         torch.empty(1, device=place).cpu()
     # Every backend has its own way to say no: a build without CUDA fails an assertion.
     except (RuntimeError, AssertionError, TypeError, ImportError) as error:
@@ -188,7 +192,7 @@ def _parse_dtype(dtype: str | torch.dtype | None) -> torch.dtype | None:
         return None
     name = str(dtype).removeprefix("torch.")
     if name not in _DTYPES:
-        raise ModelUnavailable(f"dtype {str(dtype)!r} is none of {', '.join(_DTYPES)}")
+        raise InvalidInput(f"dtype {str(dtype)!r} is none of {', '.join(_DTYPES)}")
     return getattr(torch, name)
 
 

@@ -9,7 +9,7 @@ node has that number came out of it.
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import fields, is_dataclass
 from typing import Any
 
@@ -61,20 +61,19 @@ def _refuse_transformed(operands: Iterable[Tensor]) -> None:
 
 
 class OpaqueOperations:
-    """Watches one forward pass for operations that were not seen.
+    """Watches one forward pass for operations that were not seen."""
 
-    Args:
-        report: is called with the name of the graph node of each that relevance runs through.
-    """
-
-    def __init__(self, report: Callable[[str], None]) -> None:
-        self._report = report
+    def __init__(self) -> None:
         self._next = _next_number()
         self._starts: list[int] = []  # of the ranges of numbers that no seen call made, in order,
         self._ends: list[int] = []  # and where each ends
+        self._looked_through: set[int] = set()
 
-    def before(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
+    def before(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> str | None:
         """Look at the operands of a call that was seen.
+
+        Returns:
+            The name of the graph node of an operand that came out of an operation that was not.
 
         Raises:
             UnknownOperation: one of them is a tensor of torch.func.
@@ -88,10 +87,10 @@ class OpaqueOperations:
             self._starts.append(self._next)
             self._ends.append(number)
             self._next = number
-        if self._starts:
-            for tensor in (*tensors_in(args), *tensors_in(kwargs)):
-                if tensor.grad_fn is not None:
-                    self._check(tensor.grad_fn)
+        if not self._starts:
+            return None
+        nodes = [tensor.grad_fn for tensor in (*tensors_in(args), *tensors_in(kwargs))]
+        return self._unseen(nodes)
 
     def carries(self, result: Any) -> bool:
         """Whether the running call handed relevance on: in its result, or where no one sees it.
@@ -107,21 +106,26 @@ class OpaqueOperations:
         """The nodes made up to now belong to a call that was seen."""
         self._next = _next_number()
 
-    def _check(self, node: Any) -> None:
-        number = node._sequence_nr()
+    def _unseen(self, nodes: list[Any]) -> str | None:
+        """The name of one of `nodes` that no seen call made, looking through transparent ones."""
+        while nodes:
+            node = nodes.pop()
+            if node is None or not self._in_gap(number := node._sequence_nr()):
+                continue
+            name = node.name()
+            if name == "CheckpointFunctionBackward":
+                raise ReentrantCheckpoint(
+                    "reentrant gradient checkpointing hides the operations within: call "
+                    'model.gradient_checkpointing_enable({"use_reentrant": False}), or '
+                    "torch.utils.checkpoint.checkpoint(…, use_reentrant=False)"
+                )
+            if name not in _TRANSPARENT:
+                return name
+            if number not in self._looked_through:
+                self._looked_through.add(number)
+                nodes.extend(source for source, _ in node.next_functions)
+        return None
+
+    def _in_gap(self, number: int) -> bool:
         place = bisect_right(self._starts, number) - 1
-        if place < 0 or number >= self._ends[place]:
-            return
-        name = node.name()
-        if name in _TRANSPARENT:
-            for earlier, _ in node.next_functions:
-                if earlier is not None:
-                    self._check(earlier)
-        elif name == "CheckpointFunctionBackward":
-            raise ReentrantCheckpoint(
-                "reentrant gradient checkpointing hides the operations within: call "
-                'model.gradient_checkpointing_enable({"use_reentrant": False}), or '
-                "torch.utils.checkpoint.checkpoint(…, use_reentrant=False)"
-            )
-        else:
-            self._report(name)
+        return place >= 0 and number < self._ends[place]

@@ -189,7 +189,7 @@ class _RuleMode(TorchFunctionMode):
         super().__init__()
         self.propagation = propagation
         self._tolerant = propagation.on_unknown == "gradient"
-        self._opaque = OpaqueOperations(self._report_node)
+        self._opaque = OpaqueOperations()
         self._suspensions = 0
 
     def __torch_function__(
@@ -202,7 +202,7 @@ class _RuleMode(TorchFunctionMode):
             # torch itself, at work on a Function's result under a lock that `grad_fn` would take
             return func(*args, **kwargs)
         reenter_checkpoint(self.propagation.reenter)
-        self._opaque.before(args, kwargs)
+        self._look_at(args, kwargs)
         try:
             return self._apply(func, args, kwargs)
         finally:
@@ -231,14 +231,16 @@ class _RuleMode(TorchFunctionMode):
         propagation = self.propagation
         return unknown_operation(propagation.model, propagation.composite.name, func, reason)
 
-    def _report_node(self, node: str) -> None:
-        if not self._tolerant:
+    def _look_at(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """Raise if one of the operands came out of an operation that was not seen."""
+        node = self._opaque.before(args, kwargs)
+        if node is not None and not self._tolerant:
             raise unknown_node(self.propagation.model, self.propagation.composite.name, node)
 
     def run_unit(self, rule: Callable[..., Any], args: tuple[Any, ...], kwargs: Any) -> Any:
         """Run a module's rule as one operation: what happens inside is the rule's own affair."""
         reenter_checkpoint(self.propagation.reenter)
-        self._opaque.before(args, kwargs)
+        self._look_at(args, kwargs)
         try:
             with self.suspended():
                 return rule(*args, **kwargs)
@@ -247,7 +249,7 @@ class _RuleMode(TorchFunctionMode):
 
     def check_output(self, output: Any) -> None:
         """Look at the end of the path too: no later operation will."""
-        self._opaque.before((output,), {})
+        self._look_at((output,), {})
 
     @contextmanager
     def suspended(self) -> Iterator[None]:

@@ -6,6 +6,7 @@ value = Σ w · z. Its weights w are what the backward pass starts from.
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -33,11 +34,21 @@ Task = Literal["causal", "masked", "label"]
 
 
 def task_of(model: nn.Module) -> Task:
-    """What a model's logits are over, as its class's name tells."""
-    name = type(model).__name__
-    if "SequenceClassification" in name:
+    """What a model's logits are over, as the name of its class tells, or of a base of it.
+
+    Wrappers, such as those of peft, are looked into.
+    """
+    names = " ".join(cls.__name__ for cls in type(_unwrapped(model)).__mro__)
+    if "SequenceClassification" in names:
         return "label"
-    return "masked" if "MaskedLM" in name else "causal"
+    return "masked" if "MaskedLM" in names else "causal"
+
+
+def _unwrapped(model: nn.Module) -> nn.Module:
+    if callable(inner := getattr(model, "get_base_model", None)):  # peft
+        return _unwrapped(inner())  # pyright: ignore[reportArgumentType]
+    inner = getattr(model, "module", None)  # torch.nn.DataParallel and its kin
+    return _unwrapped(inner) if isinstance(inner, nn.Module) else model
 
 
 @dataclass(frozen=True)
@@ -77,10 +88,8 @@ class Readout:
                 f"token {token!r} can't be the target of a classifier: give lxt.Label(name), with "
                 f"one of {self._label_names()}"
             )
-        if isinstance(token, int):
-            return self._in_range(token, "token id")
         if not isinstance(token, str):
-            raise InvalidTarget(f"{token!r} is no token: give its text or its id")
+            return self._in_range(token, "token id")
         if self.tokenizer is None:
             raise InvalidTarget(
                 f"the text {token!r} needs a tokenizer: give tokenizer=…, or the token's id"
@@ -110,21 +119,25 @@ class Readout:
             raise InvalidTarget(
                 f"label {label!r} can't be the target of a language model: give lxt.Logit(token)"
             )
-        if isinstance(label, int):
+        if not isinstance(label, str):
             return self._in_range(label, "label")
         names = {name: index for index, name in self.labels.items()}
         folded = {name.casefold(): index for name, index in names.items()}
         if label in names:
             return names[label]
-        if isinstance(label, str) and label.casefold() in folded:
+        if label.casefold() in folded:
             return folded[label.casefold()]
         raise InvalidTarget(f"there is no label {label!r}: there are {self._label_names()}")
 
-    def _in_range(self, index: int, kind: str) -> int:
-        if isinstance(index, bool) or index < 0 or (self.size is not None and index >= self.size):
+    def _in_range(self, given: Any, kind: str) -> int:
+        try:
+            index = -1 if isinstance(given, bool) else operator.index(given)
+        except TypeError:
+            raise InvalidTarget(f"{given!r} is no {kind}: give a text or an integer") from None
+        if index < 0 or (self.size is not None and index >= self.size):
             limit = "" if self.size is None else f" to {self.size - 1}"
             labels = f": {self._label_names()}" if self.task == "label" else ""
-            raise InvalidTarget(f"there is no {kind} {index!r}: they go from 0{limit}{labels}")
+            raise InvalidTarget(f"there is no {kind} {given!r}: they go from 0{limit}{labels}")
         return index
 
     def _label_names(self) -> str:

@@ -362,14 +362,14 @@ def power(operation: Operation, x: Any, exponent: Any) -> Tensor:
     require_constant(exponent=exponent)
     if not isinstance(x, Tensor) or not x.requires_grad:
         return operation(x, exponent)
-    exponents = exponent if isinstance(exponent, Tensor) else torch.tensor(exponent)
-    if (exponents >= 1).all():
+    at_least_one = exponent >= 1
+    if isinstance(at_least_one, Tensor) and at_least_one.any() != at_least_one.all():
+        raise Refusal("some exponents are below 1, some are not")
+    if at_least_one.all() if isinstance(at_least_one, Tensor) else at_least_one:
         return secant(
             x, lambda v: operation(v, exponent), lambda v: v ** (exponent - 1), gates=False
         )
-    if (exponents < 1).all():
-        return constant.function(operation, x, exponent)
-    raise Refusal("some exponents are below 1, some are not")
+    return constant.function(operation, x, exponent)
 
 
 @rule(Tensor.__rpow__, source=SOURCE, samples=[sample(t(3, 5), 2.0)])
