@@ -18,16 +18,18 @@ def unknown_operation(
 ) -> UnknownOperation:
     """The error for a torch function that has no rule, or whose rule refuses a call."""
     name = target_name(operation)
-    what = (
-        f"the rule of {name} in {composite!r} does not cover this call: {reason}"
-        if reason
-        else f"{name} has no rule in composite {composite!r}"
-    )
+    if reason:
+        what = f"the rule of {name} in {composite!r} does not cover this call: {reason}"
+        hint = f"  write one that does:  composite | {{{name}: my_rule}}\n"
+    else:
+        what = f"{name} has no rule in composite {composite!r}"
+        hint = (
+            f"  add one:  composite | {{{name}: lxt.rules.passthrough}}   if it is linear,\n"
+            f"            composite | {{{name}: lxt.rules.unit}}          if it is element-wise,\n"
+            f"            composite | {{{name}: lxt.rules.constant}}      if no relevance is to flow\n"
+        )
     return UnknownOperation(
-        f"{what}\n{describe_callsite(model)}\n"
-        f"  add one:  composite | {{{name}: lxt.rules.passthrough}}   if it is linear,\n"
-        f"            composite | {{{name}: lxt.rules.unit}}          if it is element-wise,\n"
-        f"            composite | {{{name}: lxt.rules.constant}}      if no relevance is to flow\n"
+        f"{what}\n{describe_callsite(model)}\n{hint}"
         f'  or take its plain gradient: on_unknown="gradient"'
     )
 
