@@ -26,7 +26,7 @@ def unknown_operation(
         hint = (
             f"  add one:  composite | {{{name}: lxt.rules.passthrough}}   if it is linear,\n"
             f"            composite | {{{name}: lxt.rules.unit}}          if it is element-wise,\n"
-            f"            composite | {{{name}: lxt.rules.constant}}      if no relevance is to flow\n"
+            f"            composite | {{{name}: lxt.rules.constant}}      if nothing is to flow\n"
         )
     return UnknownOperation(
         f"{what}\n{describe_callsite(model)}\n{hint}"
