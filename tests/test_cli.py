@@ -89,6 +89,8 @@ def test_targets(causal: str, classifier: str) -> None:
     assert contrast["name"] == '"a" − "b"'
     assert contrast["kind"] == "contrast"
     assert target("the capital", "-m", classifier, "--target", "bad")["name"] == "BAD"
+    labels = target("the capital", "-m", classifier, "--target", "bad", "--versus", "good")
+    assert labels["name"] == "BAD − GOOD"
 
 
 def test_chat_wraps_the_prompt_in_the_template(causal: str, classifier: str) -> None:

@@ -116,11 +116,43 @@ def test_a_name_is_preferred_to_a_class_and_a_class_to_functions() -> None:
 def test_a_module_rule_that_is_a_function_gets_the_module() -> None:
     def rule(module: nn.Module, x: torch.Tensor) -> torch.Tensor:
         assert isinstance(module, Squash)
-        return 3 * module(x)  # its own forward, not this rule again
+        return module(x.detach()) * (x / x.detach())  # its own forward, not this rule again
 
     block = Block(Squash())
+    offset = X + 3
     with (lxt.attnlrp | {Squash: rule}).context(block):
-        assert torch.equal(block(X), 3 * Squash()(X))
+        y = block(offset)
+    (gradient,) = torch.autograd.grad(y.sum(), X)
+    assert torch.allclose(gradient, (Squash()(offset) / offset).detach())
+
+
+@pytest.mark.parametrize(
+    "rule",
+    [
+        lambda input, inplace=False: 2 * F.silu(input),
+        lambda input, inplace=False: F.silu(input)[:1],
+        lambda input, inplace=False: [F.silu(input)],
+        lambda input, inplace=False: F.silu(input).float(),
+        lxt.rules.family(lambda operation, x, inplace=False: operation(x) + 1),
+    ],
+)
+@pytest.mark.parametrize("target", [F.silu, nn.SiLU])
+def test_a_rule_that_changes_the_value_is_refused(rule: object, target: object) -> None:
+    if target is nn.SiLU and not isinstance(rule, lxt.rules.Family):
+        function, rule = rule, lambda module, x: function(x)
+    with (
+        pytest.raises(InvalidComposite, match="another value"),
+        (lxt.attnlrp | {target: rule}).context(module := nn.SiLU()),
+    ):
+        module(X)
+
+
+def test_a_rule_with_another_signature_is_refused() -> None:
+    with (
+        pytest.raises(InvalidComposite, match=r"silu takes \(\), .*inplace.*signature"),
+        (lxt.attnlrp | {F.silu: lambda: 1}).context(module := nn.SiLU()),
+    ):
+        module(X)
 
 
 def test_without() -> None:
@@ -173,3 +205,10 @@ def test_presets_by_name() -> None:
         by_name("atnlrp")
     with pytest.raises(InvalidComposite, match="there are attnlrp"):
         by_name("")
+
+
+def test_a_model_that_is_a_target_itself() -> None:
+    expected = torch.sigmoid(2 * X)
+    expected = torch.where(X == 0, 0.5, expected).detach()
+    assert torch.allclose(gradient(lxt.attnlrp | {Squash: unit}, Squash()), expected)
+    assert not torch.allclose(gradient(lxt.attnlrp, Squash()), expected)

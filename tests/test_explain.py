@@ -174,6 +174,10 @@ def test_a_classifier_and_its_labels(name: str) -> None:
     model = zoo.build(name, **LABELS)
     ids = IDS[0]
     logits = model(torch.tensor([ids])).logits[0]
+    contrast = lxt.explain(model, ids, target=lxt.Contrast("good", "meh"))
+    expected, value = by_hand(model, ids, one_hot(0, 5) - one_hot(2, 5))
+    assert torch.allclose(contrast.relevance, expected, rtol=1e-5, atol=1e-7)
+    assert contrast.target.value == pytest.approx(value)
     for target, index in ((None, int(logits.argmax())), (lxt.Label("BAD"), 1), (lxt.Label(3), 3)):
         explanation = lxt.explain(model, ids, target=target)
         expected, value = by_hand(model, ids, one_hot(index, 5))
@@ -267,7 +271,7 @@ BAD_INPUTS = [
     ("", InvalidInput, "empty"),
     (" \n", InvalidInput, "empty"),
     (["ok", ""], InvalidInput, "prompt 1 is empty"),
-    ([], InvalidInput, "shape"),
+    ([], InvalidInput, "nothing"),
     ([[]], InvalidInput, "shape"),
     ([[1, 2], [3]], InvalidInput, "input_ids"),
     ([1.5, 2.5], InvalidInput, "integers"),
@@ -309,7 +313,7 @@ BAD_TARGETS = [
     (lxt.Logit(1.5), "1.5"),  # type: ignore[arg-type]
     (lxt.Contrast(7, 7), "same token"),
     (lxt.Contrast(7, 999), "999"),
-    (lxt.Label("good"), "language model|there are"),
+    (lxt.Label("good"), "language model"),
     (lxt.Logit(7, position=9), "position 9"),
     (lxt.Logit(7, position=-9), "position -9"),
     (" Paris", "lxt.Logit"),
@@ -332,6 +336,8 @@ def test_bad_targets(target: object, message: str) -> None:
         (lxt.Label(5), "5.*0 to 4"),
         (lxt.Logit(3), "lxt.Label.*'Good'"),
         (lxt.Prediction(position=2), "no positions"),
+        (lxt.Contrast("Good", "good"), "same"),
+        (lxt.Contrast("Good", "better"), "'better'.*'Good', 'bad'"),
     ],
 )
 def test_bad_targets_of_a_classifier(target: object, message: str) -> None:

@@ -268,6 +268,13 @@ def test_calling_a_part_of_the_model_only_is_warned_of() -> None:
         model[0](tensor(3))
 
 
+def test_a_forward_with_nothing_to_explain_is_warned_of() -> None:
+    model = nn.Sequential(nn.Linear(3, 3))
+    with pytest.warns(UnusedCompositeWarning, match="parameters are constants"):  # noqa: SIM117
+        with lxt.attnlrp.context(model):
+            model(torch.ones(3))
+
+
 def test_names_that_match_no_module() -> None:
     model = nn.Sequential(OrderedDict(act=nn.SiLU()))
     with pytest.raises(InvalidComposite, match=r"'layers\.\*\.act'.*'act'"):

@@ -5,7 +5,7 @@
 >>> print(lxt.explain(model, "The capital of France is", tokenizer=tokenizer))
 """
 
-from lxt import errors, rules
+from lxt import errors, gradients, rules
 from lxt._version import __version__
 from lxt.composite import ClassPath, Composite, OperatorName
 from lxt.composites import attnlrp, cp_lrp, gradient
@@ -32,6 +32,7 @@ __all__ = [
     "errors",
     "explain",
     "gradient",
+    "gradients",
     "load_model",
     "rules",
 ]

@@ -80,9 +80,7 @@ def explain(
     ] = None,
     versus: Annotated[
         str | None,
-        typer.Option(
-            metavar="TOKEN", help="Explain why the target rather than this token (--target A)."
-        ),
+        typer.Option(metavar="TOKEN|LABEL", help="Explain why the target rather than this one."),
     ] = None,
     composite: Annotated[
         str, typer.Option(help="The rules: attnlrp, cp_lrp or gradient.")
@@ -186,11 +184,9 @@ def _target(model: Any, target: str | None, versus: str | None) -> Target | None
 
     if target is None:
         return None
-    if task_of(model) == "label":
-        if versus is not None:
-            raise errors.InvalidTarget(f"--versus {versus!r}: a classifier's labels have no versus")
-        return Label(target)
-    return Logit(target) if versus is None else Contrast(target, versus)
+    if versus is not None:
+        return Contrast(target, versus)
+    return Label(target) if task_of(model) == "label" else Logit(target)
 
 
 def _chat(loaded: LoadedModel, prompt: str) -> Any:

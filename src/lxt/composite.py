@@ -155,20 +155,30 @@ class Composite(Mapping[Target, Rule]):
         """`register` for the length of a `with` block.
 
         Warns:
-            UnusedCompositeWarning: the model's own forward did not run inside.
+            UnusedCompositeWarning: the model's own forward did not run inside, or with nothing to
+                explain.
+
         """
         propagation = self.register(model, on_unknown=on_unknown)
         try:
             yield propagation
         finally:
             propagation.remove()
+        problem = None
         if not propagation.was_called:
-            warnings.warn(
+            problem = (
                 f"{type(model).__name__} was not called under {self.name!r}, so it did nothing: "
-                "call the registered model itself, not a part or another method of it",
-                UnusedCompositeWarning,
-                stacklevel=3,
+                "call the registered model itself, not a part or another method of it"
             )
+        elif propagation.carried_relevance is False:
+            problem = (
+                f"nothing that {type(model).__name__} put out under {self.name!r} depends on a "
+                "tensor that requires grad (parameters are constants here): give it a leaf to "
+                "explain, such as x = model.get_input_embeddings()(ids).detach().requires_grad_() "
+                "as inputs_embeds"
+            )
+        if problem:
+            warnings.warn(problem, UnusedCompositeWarning, stacklevel=3)
 
     def function_rule(self, function: Callable[..., Any]) -> Rule | None:
         """The rule for a torch function or an operator, or None if it has none."""

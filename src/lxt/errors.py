@@ -30,7 +30,7 @@ class UnknownOperation(LxtError, NotImplementedError):
 
 
 class UnusedCompositeWarning(UserWarning):
-    """A composite was put on a model, and taken off again before the model ran."""
+    """A composite was put on a model and taken off again, and had nothing to do."""
 
 
 class ReentrantCheckpoint(LxtError, RuntimeError):

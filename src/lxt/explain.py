@@ -117,7 +117,9 @@ def _readout(
             f"{type(model).__name__} is an encoder-decoder, whose prompt alone doesn't say what it "
             "reads on the decoder's side: explain it with `with composite.context(model):`"
         )
-    task = "label" if isinstance(target, Label) else task_of(model)
+    task = task_of(model)
+    if isinstance(target, Label) and "LM" not in type(model).__name__:
+        task = "label"
     if task == "label":
         labels = getattr(config, "id2label", None) or {}
         size = getattr(config, "num_labels", None)
@@ -167,9 +169,10 @@ def _positions(
 def _mask_position(row: int, batch: TokenBatch, readout: Readout, model: nn.Module) -> int:
     mask_id = getattr(readout.tokenizer, "mask_token_id", None)
     if mask_id is None:
+        lack = "this tokenizer has no mask token" if readout.tokenizer else "there is no tokenizer"
         raise InvalidTarget(
-            f"{type(model).__name__} predicts the token at a mask, and without a tokenizer nothing "
-            "says where that is: give tokenizer=…, or position=…"
+            f"{type(model).__name__} predicts the token at a mask, and {lack} to say where that "
+            "is: give another tokenizer=…, or position=…"
         )
     places = (batch.ids[row][batch.mask[row]] == mask_id).nonzero()[:, 0].tolist()
     if len(places) != 1:

@@ -69,6 +69,8 @@ def encode(inputs: Any, tokenizer: Any, model: nn.Module) -> TokenBatch:
             doesn't fit.
 
     """
+    if isinstance(inputs, list | tuple) and not inputs:
+        raise InvalidInput(f"there is nothing in {inputs!r}: give a text, texts, or token ids")
     if isinstance(inputs, str) or _is_list_of(inputs, str):
         batch = _encode_texts(inputs, tokenizer, inspect.signature(model.forward).parameters)
     elif isinstance(inputs, Mapping):
@@ -168,9 +170,13 @@ def _integers(value: Any, name: str) -> Tensor:
             f"{name} is {_short(value)}: give a text, texts, or integers [tokens] or "
             f"[batch, tokens] ({error})"
         ) from error
-    if tensor.numel() and (tensor.is_floating_point() or tensor.is_complex()):
+    whole = name == "attention_mask" and tensor.is_floating_point()  # masks often are floats
+    if tensor.numel() and not whole and (tensor.is_floating_point() or tensor.is_complex()):
         raise InvalidInput(f"{name} holds {tensor.dtype}: give integers")
-    return tensor.detach().cpu().long()
+    integers = tensor.detach().cpu().long()
+    if whole and (integers != tensor.detach().cpu()).any():
+        raise InvalidInput("attention_mask holds other values than 0 and 1")
+    return integers
 
 
 def _short(value: Any) -> str:

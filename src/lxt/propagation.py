@@ -24,13 +24,14 @@ from torch.nn.parameter import is_lazy
 from torch.overrides import TorchFunctionMode
 
 from lxt.checkpoint import reenter_checkpoint
-from lxt.composite import Composite, OnUnknown, Rule
+from lxt.composite import Composite, OnUnknown, Rule, target_name
 from lxt.errors import AlreadyRegistered, InvalidModel, UnknownOperation
-from lxt.opaque import OpaqueOperations
+from lxt.opaque import OpaqueOperations, tensors_in
 from lxt.parameters import ConstantParameters
 from lxt.rules.elementary import passthrough
 from lxt.rules.registry import Family, Refusal
 from lxt.unknown import unknown_node, unknown_operation
+from lxt.verify import verified
 
 __all__ = ["Propagation"]
 
@@ -80,6 +81,8 @@ class Propagation:
         self._undo = ExitStack()
         self.was_called = False
         """Whether the model's forward has run since, with gradients or without."""
+        self.carried_relevance: bool | None = None
+        """Whether its output depended on a leaf; None until it has run with gradients."""
         for module in model.modules():
             _registered[module] = weakref.ref(self)
         self._entrance = _Entrance(model, self)
@@ -111,8 +114,8 @@ class Propagation:
             rule = self.composite.function_rule(function)
             if rule is passthrough:
                 rule = function
-            elif isinstance(rule, Family):
-                rule = rule.bind(function)
+            elif rule is not None:
+                rule = _callable(rule, function, (), target_name(function))
             self._functions[function] = rule
             return rule
 
@@ -160,6 +163,19 @@ class Propagation:
     def __repr__(self) -> str:
         state = "removed from" if self._entrance.propagation is None else "on"
         return f"Propagation({self.composite.name!r} {state} {type(self.model).__name__})"
+
+
+def _callable(
+    rule: Rule, operation: Callable[..., Any], first: tuple[Any, ...], name: str
+) -> Callable[..., Any]:
+    """What runs in place of `operation`; a rule that is not this library's is verified."""
+    if isinstance(rule, Family):
+        written, rule, first = rule.function, rule.function, (operation,)
+    else:
+        written = rule
+    if getattr(written, "__module__", "").partition(".")[0] == "lxt":
+        return functools.partial(rule, *first)
+    return verified(rule, operation, first, name)
 
 
 def _require_ready(model: nn.Module) -> None:
@@ -271,7 +287,11 @@ class _StandIn:
         self.module = module
         self.propagation: Propagation | None = propagation
         self.earlier = module.__dict__.get("forward")
-        self.original: Callable[..., Any] = module.forward
+        forward = module.forward
+        # Of a model that is a target itself, the entrance stands before its unit.
+        self.original: Callable[..., Any] = (
+            forward.original if isinstance(forward, _StandIn) else forward
+        )
         functools.update_wrapper(cast("Any", self), self.original, updated=())
         module.__dict__["forward"] = self
 
@@ -308,8 +328,14 @@ class _Entrance(_StandIn):
         if not torch.is_grad_enabled() or propagation.is_active():
             return self.original(*args, **kwargs)
         with propagation.active() as mode:
-            output = self.original(*args, **kwargs)
+            unit = self.module.__dict__.get("forward")
+            forward = unit if isinstance(unit, _Unit) else self.original
+            output = forward(*args, **kwargs)
             mode.check_output(output)
+            if any(tensor.requires_grad for tensor in tensors_in(output)):
+                propagation.carried_relevance = True
+            elif propagation.carried_relevance is None:
+                propagation.carried_relevance = False
             return output
 
 
@@ -318,11 +344,7 @@ class _Unit(_StandIn):
 
     def __init__(self, module: nn.Module, propagation: Propagation, rule: Rule) -> None:
         super().__init__(module, propagation)
-        self.rule = (
-            rule.bind(self.original)
-            if isinstance(rule, Family)
-            else functools.partial(rule, module)
-        )
+        self.rule = _callable(rule, self.original, (module,), type(module).__name__)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         mode = _active.mode

@@ -103,8 +103,10 @@ class Readout:
                 return int(vocabulary[piece])
         pieces = readable_tokens(self.tokenizer, ids)
         split = " + ".join(f"{piece!r}" for piece in pieces) or "nothing"
+        spaced = self.tokenizer(f" {token}", add_special_tokens=False)["input_ids"]
+        hint = f"Did you mean {' ' + token!r}, which is one? " if len(spaced) == 1 else ""
         raise InvalidTarget(
-            f"the target {token!r} is {len(ids)} tokens, not one: {split}. Give one of them "
+            f"the target {token!r} is {len(ids)} tokens, not one: {split}. {hint}Give one of them "
             f"(a word inside a text begins with a space), or a token id"
         )
 
@@ -235,10 +237,10 @@ class Logit:
 
 @dataclass(frozen=True)
 class Contrast:
-    """The logit of `a` minus that of `b`: why this token rather than that one.
+    """The logit of `a` minus that of `b`: why this token, or label, rather than that one.
 
     Attributes:
-        a: a token, as in `Logit`.
+        a: a token, as in `Logit`, or a label, as in `Label`.
         b: another one, or None for the mean of all others.
         position: as in `Prediction`.
 
@@ -250,8 +252,9 @@ class Contrast:
 
     def resolve(self, readout: Readout) -> Seed:
         """Look up both tokens. Raises InvalidTarget."""
-        plus = readout.token_index(self.a)
-        minus = "others" if self.b is None else readout.token_index(self.b)
+        index = readout.label_index if readout.task == "label" else readout.token_index
+        plus = index(self.a)
+        minus = "others" if self.b is None else index(self.b)
         if plus == minus:
             raise InvalidTarget(f"{self.a!r} and {self.b!r} are the same token: nothing contrasts")
         return Seed("contrast", plus, minus, self.position)

@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import nn
 
-from lxt.callsite import describe_callsite, innermost_module
+from lxt.callsite import describe_callsite
 from lxt.composite import target_name
 from lxt.errors import UnknownOperation
 
@@ -36,12 +36,12 @@ def unknown_operation(
 
 def unknown_node(model: nn.Module, composite: str, node: str) -> UnknownOperation:
     """The error for a graph node that was made by something else than a torch function."""
-    target = type(innermost_module(model)[1]).__name__
     return UnknownOperation(
         f"{node.removesuffix('Backward')} (an autograd Function, scripted code or an extension) is "
-        f"no torch function, so no rule of composite {composite!r} covers it\n"
-        f"{describe_callsite(model)} or just before\n"
-        f"  give a rule to the module that calls it:  composite | {{{target}: lxt.rules.unit}}\n"
-        f"  (unit: element-wise; passthrough: linear; or a function of your own)\n"
-        f'  or take its plain gradient: on_unknown="gradient"'
+        f"no torch function, so no rule of composite {composite!r} covers it; its result is first "
+        f"seen\n{describe_callsite(model)}\n"
+        "  call it in a module of its own, say MyModule, and give that a rule:\n"
+        "            composite | {MyModule: lxt.rules.unit}          if it is element-wise,\n"
+        "            composite | {MyModule: lxt.rules.passthrough}   if its gradient is right\n"
+        '  or take its plain gradient: on_unknown="gradient"'
     )

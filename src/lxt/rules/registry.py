@@ -96,7 +96,9 @@ class Family:
 
 def family(function: Callable[..., Any]) -> Family:
     """Make a rule of a function whose first argument is the operation it stands for."""
-    return Family(function, function.__name__)
+    rule = Family(function, function.__name__)
+    object.__setattr__(rule, "__doc__", function.__doc__)
+    return rule
 
 
 @dataclass(frozen=True)
