@@ -88,6 +88,8 @@ def test_targets(causal: str, classifier: str) -> None:
     contrast = target(PROMPT, "-m", causal, "--target", "a", "--versus", "b")
     assert contrast["name"] == '"a" − "b"'
     assert contrast["kind"] == "contrast"
+    prediction = target(PROMPT, "-m", causal)["name"]
+    assert target(PROMPT, "-m", causal, "--versus", "b")["name"] == f'{prediction} − "b"'
     assert target("the capital", "-m", classifier, "--target", "bad")["name"] == "BAD"
     labels = target("the capital", "-m", classifier, "--target", "bad", "--versus", "good")
     assert labels["name"] == "BAD − GOOD"
@@ -107,7 +109,7 @@ def test_chat_wraps_the_prompt_in_the_template(causal: str, classifier: str) -> 
     [
         (["explain", ""], 2, "the prompt is empty"),
         (["explain", "Paris", "--composite", "atnlrp"], 2, "did you mean 'attnlrp'"),
-        (["explain", "Paris", "--versus", "London"], 2, "--target"),
+        (["explain", "Paris", "--versus", "a b c"], 2, "tokens"),
         (["explain", "Paris", "--html", "/no/such/folder/e.html"], 1, "/no/such/folder"),
         (["explain", "Paris", "--json", "/"], 1, "'/'"),
         (["explain", "Paris", "--model", "./no-such-folder"], 1, "no-such-folder"),
@@ -137,7 +139,6 @@ def test_mistakes_are_found_before_the_model_is_loaded(monkeypatch) -> None:
     for arguments in (
         ("",),
         ("Paris", "--composite", "x"),
-        ("Paris", "--versus", "London"),
         ("Paris", "--html", "/no/such/folder/e.html"),
         ("Paris", "--save", "/no/such/folder/e"),
     ):

@@ -188,8 +188,9 @@ def test_on_unknown_is_validated() -> None:
         lxt.attnlrp.register(nn.SiLU(), on_unknown="ignore")  # type: ignore[arg-type]
 
 
-def test_repr_says_what_is_in_it_in_a_screenful() -> None:
-    text = repr(lxt.attnlrp)
+def test_printing_shows_what_is_in_it_in_a_screenful() -> None:
+    assert repr(lxt.cp_lrp) == f"Composite('cp_lrp', {len(lxt.cp_lrp)} targets, on_unknown='error')"
+    text = str(lxt.attnlrp)
     assert "'attnlrp'" in text
     assert str(len(lxt.attnlrp)) in text
     assert "passthrough" in text

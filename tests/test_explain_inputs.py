@@ -136,6 +136,28 @@ def test_a_default_device_of_the_caller_is_not_ours() -> None:
     assert torch.equal(lxt.explain(zoo.build("llama"), IDS).relevance, expected.relevance)
 
 
+def test_models_of_other_kinds_are_refused() -> None:
+    config = zoo.build("bert").config
+    for kind in ("BertForTokenClassification", "BertForQuestionAnswering"):
+        with pytest.raises(InvalidModel, match=kind):
+            lxt.explain(getattr(transformers, kind)(config).eval(), IDS)
+    tagger = Wrapper(transformers.BertForTokenClassification(config).eval())
+    tagger.config = config
+    with pytest.raises(InvalidModel, match="5 logits where 128"):
+        lxt.explain(tagger, IDS)
+
+
+def test_the_prediction_against_another_token() -> None:
+    model = zoo.build("llama")
+    top = int(model(torch.tensor([IDS])).logits[0, -1].argmax())
+    other = 7 if top != 7 else 8
+    contrast = lxt.explain(model, IDS, target=lxt.Contrast(None, other))
+    expected = lxt.explain(model, IDS, target=lxt.Contrast(top, other))
+    assert torch.equal(contrast.relevance, expected.relevance)
+    with pytest.raises(InvalidTarget, match="predicts itself"):
+        lxt.explain(model, IDS, target=lxt.Contrast(None, top))
+
+
 def test_integers_of_other_libraries_are_integers() -> None:
     model = zoo.build("llama")
     expected = lxt.explain(model, IDS, target=lxt.Logit(7)).relevance

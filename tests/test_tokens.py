@@ -89,7 +89,7 @@ def test_any_ids_have_a_label_each(tokenizer, ids):
 
 
 def test_without_a_tokenizer_the_labels_are_the_ids():
-    assert readable_tokens(None, [3, 10**20]) == ["3", "100000000000000000000"]
+    assert readable_tokens(None, [3, 10**20]) == [" 3", " 100000000000000000000"]
 
 
 @pytest.mark.parametrize("tokenizer", [BYTE_LEVEL, LLAMA, T5, BERT, GPT, SLOW, Failing()])

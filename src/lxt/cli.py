@@ -80,7 +80,10 @@ def explain(
     ] = None,
     versus: Annotated[
         str | None,
-        typer.Option(metavar="TOKEN|LABEL", help="Explain why the target rather than this one."),
+        typer.Option(
+            metavar="TOKEN|LABEL",
+            help="Explain why the target, or the prediction, rather than this one.",
+        ),
     ] = None,
     composite: Annotated[
         str, typer.Option(help="The rules: attnlrp, cp_lrp or gradient.")
@@ -105,7 +108,7 @@ def explain(
     """Say which tokens of a prompt made the model say what it says."""
     with _reported():
         prompt = _read(prompt)
-        _check_options(prompt, composite, target, versus, [html, json, save])
+        _check_options(prompt, composite, [html, json, save])
         loaded = _load(model, device, dtype)
         from lxt.explain import explain as compute
 
@@ -150,9 +153,7 @@ def _read(prompt: str) -> str:
         raise errors.InvalidInput(f"standard input is not UTF-8 text: {error}") from None
 
 
-def _check_options(
-    prompt: str, composite: str, target: str | None, versus: str | None, files: list[Any]
-) -> None:
+def _check_options(prompt: str, composite: str, files: list[Any]) -> None:
     """Find mistakes before a model is loaded."""
     from lxt.composites import by_name
     from lxt.storage import check_writable
@@ -160,10 +161,6 @@ def _check_options(
     if not prompt.strip():
         raise errors.InvalidInput(f"the prompt is empty ({prompt!r}): give some text to explain")
     by_name(composite)
-    if versus is not None and target is None:
-        raise errors.InvalidTarget(
-            f"--versus {versus!r} needs a --target to compare it with: --target A --versus B"
-        )
     files = [file for file in files if file is not None and file != "-"]
     for file in files:
         check_writable(file)
@@ -182,10 +179,10 @@ def _load(name: str | None, device: str | None, dtype: str | None) -> LoadedMode
 def _target(model: Any, target: str | None, versus: str | None) -> Target | None:
     from lxt.targets import Contrast, Label, Logit, task_of
 
-    if target is None:
-        return None
     if versus is not None:
         return Contrast(target, versus)
+    if target is None:
+        return None
     return Label(target) if task_of(model) == "label" else Logit(target)
 
 

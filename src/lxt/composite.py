@@ -224,11 +224,14 @@ class Composite(Mapping[Target, Rule]):
                 )
 
     def __repr__(self) -> str:
+        return f"Composite({self.name!r}, {len(self)} targets, on_unknown={self.on_unknown!r})"
+
+    def __str__(self) -> str:
         groups: dict[str, list[str]] = {}
         for target, rule in self._rules.items():
             label = rule.name if isinstance(rule, Family) else getattr(rule, "__name__", repr(rule))
             groups.setdefault(label, []).append(_spell(target).rsplit(".", 1)[-1])
-        lines = [f"Composite {self.name!r}: {len(self)} targets, unknown → {self.on_unknown}"]
+        lines = [repr(self)]
         for label, names in sorted(groups.items(), key=lambda item: -len(item[1])):
             names = list(dict.fromkeys(names))
             text = ", ".join(names)

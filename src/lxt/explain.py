@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from lxt._version import __version__
 from lxt.composite import Composite, OnUnknown
-from lxt.composites import attnlrp, by_name
+from lxt.composites import by_name
 from lxt.errors import (
     InvalidComposite,
     InvalidInput,
@@ -36,7 +36,7 @@ def explain(
     *,
     tokenizer: Any = None,
     target: Target | None = None,
-    composite: Composite | str = attnlrp,
+    composite: Composite | str = "attnlrp",
     on_unknown: OnUnknown | None = None,
 ) -> Explanation:
     """Say how much each input token contributed to something that the model computed.
@@ -116,6 +116,12 @@ def _readout(
         raise InvalidModel(
             f"{type(model).__name__} is an encoder-decoder, whose prompt alone doesn't say what it "
             "reads on the decoder's side: explain it with `with composite.context(model):`"
+        )
+    name = type(model).__name__
+    if any(kind in name for kind in ("TokenClassification", "QuestionAnswering", "MultipleChoice")):
+        raise InvalidModel(
+            f"{name} is no language model and no classifier of whole texts: explain it with "
+            "`with composite.context(model):`"
         )
     task = task_of(model)
     if isinstance(target, Label) and "LM" not in type(model).__name__:
@@ -231,6 +237,11 @@ def _explained_logits(
         raise InvalidModel(
             f"the output of {type(model).__name__} is {shape}, where {kind} was expected of a "
             f"{readout.task} model: explain it with `with composite.context(model):`"
+        )
+    if logits.shape[-1] < (readout.size or 0):
+        raise InvalidModel(
+            f"{type(model).__name__} puts out {logits.shape[-1]} logits where {readout.size} were "
+            f"expected of a {readout.task} model: explain it with `with composite.context(model):`"
         )
     if positions is not None:
         kept = sorted(set(positions))

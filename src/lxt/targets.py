@@ -172,6 +172,10 @@ class Seed:
         """
         plus = int(logits.argmax()) if self.plus is None else self.plus
         size = logits.shape[-1]
+        if plus == self.minus:
+            raise InvalidTarget(
+                f"logit {plus} is what the model predicts itself: nothing contrasts"
+            )
         for index in (plus, self.minus):
             if isinstance(index, int) and index >= size:
                 raise InvalidTarget(f"the model has {size} logits: there is no {index}")
@@ -240,22 +244,23 @@ class Contrast:
     """The logit of `a` minus that of `b`: why this token, or label, rather than that one.
 
     Attributes:
-        a: a token, as in `Logit`, or a label, as in `Label`.
+        a: a token, as in `Logit`, or a label, as in `Label`, or None for the model's own
+            prediction.
         b: another one, or None for the mean of all others.
         position: as in `Prediction`.
 
     """
 
-    a: str | int
+    a: str | int | None
     b: str | int | None = None
     position: int | None = None
 
     def resolve(self, readout: Readout) -> Seed:
         """Look up both tokens. Raises InvalidTarget."""
         index = readout.label_index if readout.task == "label" else readout.token_index
-        plus = index(self.a)
+        plus = None if self.a is None else index(self.a)
         minus = "others" if self.b is None else index(self.b)
-        if plus == minus:
+        if plus == minus and plus is not None:
             raise InvalidTarget(f"{self.a!r} and {self.b!r} are the same token: nothing contrasts")
         return Seed("contrast", plus, minus, self.position)
 

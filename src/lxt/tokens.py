@@ -46,7 +46,7 @@ def readable_tokens(tokenizer: Any, ids: Sequence[int], *, continues: bool = Fal
     """
     ids = [int(token) for token in ids]
     if tokenizer is None:
-        return [str(token) for token in ids]
+        return [f" {token}" for token in ids]  # apart, when they stand side by side
     spelling = _spelling_of(tokenizer)
     special, added = _special_and_added(tokenizer)
     pieces = [_piece(tokenizer, token) for token in ids]
