@@ -129,24 +129,23 @@ def elementwise(slope: Callable[..., Tensor], gates: bool = True) -> Family:
     return Family(apply, "secant")
 
 
-@family
-def ratio(operation: Operation, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+def by_value(gates: bool) -> Callable[..., Tensor]:
     """The rule of an element-wise operation without a closed form: the slope from its values."""
 
-    def slope(v: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        return numeric_slope(lambda u: operation(u, *args, **kwargs), v)
+    def apply(operation: Operation, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        def slope(v: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+            return numeric_slope(lambda u: operation(u, *args, **kwargs), v)
 
-    return replaced(slope, operation, x, args, kwargs)
+        return replaced(slope, operation, x, args, kwargs, gates)
+
+    return apply
 
 
-@family
-def curve(operation: Operation, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-    """As `ratio`, for an operation that is no activation, so never a gate."""
+ratio = Family(by_value(gates=True), "ratio")
+"""For activations, which are gates where they multiply."""
 
-    def slope(v: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        return numeric_slope(lambda u: operation(u, *args, **kwargs), v)
-
-    return replaced(slope, operation, x, args, kwargs, gates=False)
+curve = Family(by_value(gates=False), "curve")
+"""For other functions, which are not."""
 
 
 @family
