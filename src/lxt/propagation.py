@@ -168,14 +168,17 @@ class Propagation:
 def _callable(
     rule: Rule, operation: Callable[..., Any], first: tuple[Any, ...], name: str
 ) -> Callable[..., Any]:
-    """What runs in place of `operation`; a rule that is not this library's is verified."""
+    """What runs in place of `operation`; a rule that is not this library's is verified.
+
+    A function gets `first` before the operation's arguments.
+    """
     if isinstance(rule, Family):
-        written, rule, first = rule.function, rule.function, (operation,)
+        written, run = rule.function, rule.bind(operation)
     else:
-        written = rule
+        written, run = rule, functools.partial(rule, *first)
     if getattr(written, "__module__", "").partition(".")[0] == "lxt":
-        return functools.partial(rule, *first)
-    return verified(rule, operation, first, name)
+        return run
+    return verified(run, operation, name)
 
 
 def _require_ready(model: nn.Module) -> None:

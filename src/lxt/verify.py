@@ -16,28 +16,28 @@ __all__ = ["verified"]
 
 
 def verified(
-    rule: Callable[..., Any], operation: Callable[..., Any], first: tuple[Any, ...], name: str
+    rule: Callable[..., Any], operation: Callable[..., Any], name: str
 ) -> Callable[..., Any]:
     """`rule`, compared with `operation` in its first call.
 
     Args:
-        rule: the rule as the user gave it.
+        rule: the rule as the user gave it, which takes the arguments of the operation.
         operation: what it stands for.
-        first: arguments that the rule gets before those of the operation.
         name: how the operation is called in messages.
 
     """
-    state = {"verified": name.endswith("_")}  # an in-place operation can't be run twice
+    is_verified = name.endswith("_")  # an in-place operation can't be run twice
 
     def run(*args: Any, **kwargs: Any) -> Any:
-        if state["verified"]:
-            return rule(*first, *args, **kwargs)
-        _require_signature(rule, (*first, *args), kwargs, name)
+        nonlocal is_verified
+        if is_verified:
+            return rule(*args, **kwargs)
+        _require_signature(rule, args, kwargs, name)
         with torch.no_grad():
             expected = operation(*args, **kwargs)
-        result = rule(*first, *args, **kwargs)
+        result = rule(*args, **kwargs)
         _require_value(result, expected, name)
-        state["verified"] = True
+        is_verified = True
         return result
 
     return run
