@@ -129,11 +129,16 @@ def test_a_padding_id_that_is_none() -> None:
 
 
 def test_a_default_device_of_the_caller_is_not_ours() -> None:
-    expected = lxt.explain(zoo.build("llama"), IDS)
+    """A tensor that is made without a device lands there, and holds nothing or lacks a kernel."""
     model = zoo.build("llama", vocab_size=320)
-    with torch.device("meta"):
-        assert lxt.explain(model, "The capital", tokenizer=BPE).relevance.device.type == "cpu"
-    assert torch.equal(lxt.explain(zoo.build("llama"), IDS).relevance, expected.relevance)
+    ids = BPE("The capital")["input_ids"]
+    masked = {"input_ids": [ids, ids], "attention_mask": [[1] * len(ids)] * 2}
+    for inputs in ("The capital", ["The", "The capital"], masked):
+        expected = lxt.explain(model, inputs, tokenizer=BPE)
+        with torch.device("meta"):
+            actual = lxt.explain(model, inputs, tokenizer=BPE)
+        assert torch.equal(actual.relevance, expected.relevance)
+        assert actual.target == expected.target
 
 
 def test_models_of_other_kinds_are_refused() -> None:

@@ -255,7 +255,8 @@ def _explained_logits(
                 f"{length} tokens, so nothing says which position is whose: explain it with "
                 "`with composite.context(model):`"
             )
-        logits = logits[torch.arange(len(columns)), columns]
+        rows = torch.arange(len(columns), device=logits.device)
+        logits = logits[rows, torch.tensor(columns, device=logits.device)]
     return logits.to(compute_dtype(logits.dtype))
 
 
