@@ -38,6 +38,22 @@ def differing(actual: Tensor, expected: Tensor) -> float:
     return float((actual - expected).norm() / expected.norm())
 
 
+def plain_and_ruled(
+    model: nn.Module, example: zoo.Example, composite: lxt.Composite
+) -> tuple[Tensor, Tensor]:
+    """The logits of the model with frozen parameters, and those under the composite."""
+    model.requires_grad_(False)
+    plain = example.run(model)
+    model.requires_grad_(True)
+    with composite.context(model):
+        return plain, example.run(model)
+
+
+def assert_identical(plain: Tensor, ruled: Tensor) -> None:
+    assert ruled.dtype == plain.dtype
+    assert torch.equal(ruled, plain), plain.dtype
+
+
 @over_composites
 @over_cases
 def test_forward_is_bit_identical(name: str, attention: str, composite: lxt.Composite) -> None:
@@ -46,13 +62,7 @@ def test_forward_is_bit_identical(name: str, attention: str, composite: lxt.Comp
     for dtype in DTYPES:
         model = zoo.build(name, attention=attention, dtype=dtype)
         example = zoo.example(name, model)
-        model.requires_grad_(False)
-        plain = example.run(model)
-        model.requires_grad_(True)
-        with composite.context(model):
-            logits = example.run(model)
-        assert logits.dtype == plain.dtype
-        assert torch.equal(logits, plain), dtype
+        assert_identical(*plain_and_ruled(model, example, composite))
 
 
 @over_composites
@@ -61,13 +71,8 @@ def test_forward_is_bit_identical_under_autocast(name: str, composite: lxt.Compo
     model = zoo.build(name, dtype=torch.float32)
     example = zoo.example(name, model)
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        model.requires_grad_(False)
-        plain = example.run(model)
-        model.requires_grad_(True)
-        with composite.context(model):
-            logits = example.run(model)
-    assert logits.dtype == plain.dtype
-    assert torch.equal(logits, plain)
+        plain, logits = plain_and_ruled(model, example, composite)
+    assert_identical(plain, logits)
     (gradient,) = torch.autograd.grad(logits[example.output_mask].sum(), example.leaf)
     assert gradient.isfinite().all()
 
@@ -188,11 +193,6 @@ def test_checkpointing_gives_the_same_relevance(name: str, composite: lxt.Compos
     example = zoo.example(name, model)
     assert close(relevance(model, example, composite), expected, 1e-12)
     model.gradient_checkpointing_enable()
-    recomputed: list[int] = []
-    model.register_forward_hook(lambda *_: recomputed.append(0))
-    for module in model.modules():
-        if hasattr(module, "gradient_checkpointing") and hasattr(module, "layer_idx"):
-            module.register_forward_pre_hook(lambda *_: recomputed.append(1))
     assert close(relevance(model, example, composite), expected, 1e-12)
 
 
@@ -203,11 +203,14 @@ def test_checkpointing_recomputes_under_the_rules_after_removal(name: str) -> No
     example = zoo.example(name, model)
     expected = relevance(model, example, lxt.attnlrp)
     model.gradient_checkpointing_enable()
-    saved: list[int] = []
+    runs: list[nn.Module] = []
+    for module in model.modules():
+        module.register_forward_pre_hook(lambda module, _: runs.append(module))
     with lxt.attnlrp.context(model):
         logits = example.run(model)
-    with torch.autograd.graph.saved_tensors_hooks(lambda t: (saved.append(1), t)[1], lambda t: t):
-        (gradient,) = torch.autograd.grad(logits[example.output_mask].sum(), example.leaf)
+    runs.clear()
+    (gradient,) = torch.autograd.grad(logits[example.output_mask].sum(), example.leaf)
+    assert runs, "nothing was recomputed"
     assert close((example.leaf * gradient).detach(), expected, 1e-12)
     assert all(parameter.grad is None for parameter in model.parameters())
 

@@ -61,9 +61,17 @@ def scaled_dot_product_attention(
     )
 
 
-def attention_without_dropout(*args: Any, dropout_p: float = 0.0, **kwargs: Any) -> Tensor:
+def attention_without_dropout(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attn_mask: Tensor | None = None,
+    dropout_p: float = 0.0,
+    *args: Any,
+    **kwargs: Any,
+) -> Tensor:
     """Autograd's own gradient, for gradient × input."""
-    return F.scaled_dot_product_attention(*args[:4], *args[4:5] and (0.0,), *args[5:], **kwargs)
+    return F.scaled_dot_product_attention(query, key, value, attn_mask, 0.0, *args, **kwargs)
 
 
 def value_only_attention(
@@ -71,13 +79,9 @@ def value_only_attention(
     key: Tensor,
     value: Tensor,
     attn_mask: Tensor | None = None,
-    dropout_p: float = 0.0,
-    is_causal: bool = False,
+    *args: Any,
     **kwargs: Any,
 ) -> Tensor:
     """CP-LRP: the attention weights are constants, all relevance goes to the value."""
-    if attn_mask is not None:
-        attn_mask = stop(attn_mask)
-    return F.scaled_dot_product_attention(
-        stop(query), stop(key), value, attn_mask=attn_mask, is_causal=is_causal, **kwargs
-    )
+    mask = None if attn_mask is None else stop(attn_mask)
+    return scaled_dot_product_attention(stop(query), stop(key), value, mask, *args, **kwargs)

@@ -168,6 +168,12 @@ for _n, _conv in enumerate(
     )(weighted)
 
 
+def listed(operands: Sequence[Any]) -> Sequence[Any]:
+    """The operands of an Einstein sum, which may be given as one list."""
+    (first, *rest) = operands
+    return first if not rest and isinstance(first, list | tuple) else operands
+
+
 @rule(
     torch.einsum,
     source=PRODUCT,
@@ -180,16 +186,12 @@ for _n, _conv in enumerate(
 )
 def einsum(equation: str, *operands: Any) -> Tensor:
     """An Einstein sum is a product of its operands: each of N gets 1/N."""
-    if len(operands) == 1 and isinstance(operands[0], list | tuple):
-        operands = tuple(operands[0])
-    return torch.einsum(equation, *share(operands))
+    return torch.einsum(equation, *share(listed(operands)))
 
 
 def gated_einsum(equation: str, *operands: Any) -> Tensor:
     """CP-LRP: as `gated_product`, for an Einstein sum."""
-    if len(operands) == 1 and isinstance(operands[0], list | tuple):
-        operands = tuple(operands[0])
-    return torch.einsum(equation, *stop_gates(operands))
+    return torch.einsum(equation, *stop_gates(listed(operands)))
 
 
 @family

@@ -142,18 +142,6 @@ def rule(*operations: Operation, source: str, samples: Iterable[Sample]):
 _NAMESPACES = (torch, torch.Tensor, F, torch.special, torch.linalg)
 
 
-def require_own(weight: Any) -> None:
-    """Refuse a weight that is a parameter of another model: it would pass for relevance's carrier.
-
-    While a model's forward runs, its own parameters are constants.
-    """
-    if type(weight) is nn.Parameter and weight.requires_grad:
-        raise Refusal(
-            f"its weight {list(weight.shape)} is a parameter that requires grad and is not the "
-            "registered model's: freeze it, or register the model that it belongs to"
-        )
-
-
 def spelled(*names: str) -> Iterator[Operation]:
     """Every spelling of an operation: `spelled("relu")` is torch.relu, Tensor.relu and F.relu."""
     seen: list[Operation] = []
@@ -209,3 +197,15 @@ def require_constant(**operands: Any) -> None:
     for name, operand in operands.items():
         if isinstance(operand, Tensor) and operand.requires_grad:
             raise Refusal(f"its operand {name!r} depends on the explained input")
+
+
+def require_own(weight: Any) -> None:
+    """Refuse a weight that is a parameter of another model: it would pass for relevance's carrier.
+
+    While a model's forward runs, its own parameters are constants.
+    """
+    if type(weight) is nn.Parameter and weight.requires_grad:
+        raise Refusal(
+            f"its weight {list(weight.shape)} is a parameter that requires grad and is not the "
+            "registered model's: freeze it, or register the model that it belongs to"
+        )
