@@ -19,9 +19,11 @@ from typing import Any
 
 import mpmath
 import torch
+import torch.nn.functional as F
 from mpmath import mpf
 from torch import Tensor
 
+from lxt.rules.registry import sample, t
 from operations import Call, base_name
 
 # --- what a rule hands back ----------------------------------------------------------------------
@@ -262,8 +264,17 @@ def softmax(call: Call, g: list[Tensor]) -> Gradients:
     return {0: sign * result.reshape(x.shape).movedim(-1, dim)}
 
 
-def attention(call: Call, g: list[Tensor], weights_are_constant: bool = False) -> Gradients:
-    """softmax(q kᵀ · scale + mask) v by the rules of its parts, query by query."""
+def attention(
+    call: Call,
+    g: list[Tensor],
+    weights_are_constant: bool = False,
+    g_weights: Tensor | None = None,
+) -> Gradients:
+    """softmax(q kᵀ · scale + mask) v by the rules of its parts, query by query.
+
+    `g_weights` is the gradient of the attention weights [batch, head, query, key] themselves, where
+    these are put out too.
+    """
     names = ("query", "key", "value", "attn_mask")
     slots = {name: call.slot(n) for n, name in enumerate(names)}
     slots["attn_mask"] = getattr(call.arguments[1].get("attn_mask"), "index", None)
@@ -297,9 +308,10 @@ def attention(call: Call, g: list[Tensor], weights_are_constant: bool = False) -
             scores.append(-math.inf if is_causal and j > i else score)
         weights = softmax_row(scores)
         upstream = g[0][b, h, i]
-        to_scores = softmax_row_gradient(
-            scores, [share * math.fsum((upstream * v_j).tolist()) for v_j in v[b, h_kv]]
-        )
+        to_weight = [share * math.fsum((upstream * v_j).tolist()) for v_j in v[b, h_kv]]
+        if g_weights is not None:
+            to_weight = [a + b for a, b in zip(to_weight, g_weights[b, h, i].tolist(), strict=True)]
+        to_scores = softmax_row_gradient(scores, to_weight)
         for j, (weight, to_score) in enumerate(zip(weights, to_scores, strict=True)):
             result["value"][b, h_kv, j] += share * weight * upstream
             if weights_are_constant:
@@ -309,6 +321,29 @@ def attention(call: Call, g: list[Tensor], weights_are_constant: bool = False) -
             if "attn_mask" in result:
                 result["attn_mask"][mask_place(b, h, i, j)] += to_score
     return {slot: result[name] for name, slot in slots.items() if carries[name]}
+
+
+def multi_head(call: Call, g: list[Tensor]) -> Gradients:
+    """Projections by Eq. 8 around attention; tensors are [token, batch, channel]."""
+    query, key, value, weight, bias, out_weight, _ = call.tensors
+    heads = call.arguments[0][4]
+
+    def split(x: Tensor) -> Tensor:
+        return x.unflatten(-1, (heads, -1)).permute(1, 2, 0, 3)
+
+    def joined(x: Tensor) -> Tensor:
+        return x.permute(2, 0, 1, 3).flatten(-2)
+
+    matrices, biases = weight.chunk(3), bias.chunk(3)
+    projected = [
+        split(x @ matrix.T + b)
+        for x, matrix, b in zip((query, key, value), matrices, biases, strict=True)
+    ]
+    inner = Call.of(F.scaled_dot_product_attention, sample(*[t(*x.shape) for x in projected]))
+    inner = replace(inner, tensors=tuple(projected))
+    g_weights = None if len(g) == 1 else (g[1] / heads)[:, None].expand(-1, heads, -1, -1)
+    received = attention(inner, [split(g[0] @ out_weight)], g_weights=g_weights)
+    return {n: joined(received[n]) @ matrices[n] for n in range(3)}
 
 
 def glu(call: Call, g: list[Tensor], gate_is_constant: bool = False) -> Gradients:
@@ -466,6 +501,7 @@ REFERENCES: dict[str, Reference] = {
         prelu="prelu",
         softmax="softmax log_softmax softmin",
         attention="scaled_dot_product_attention",
+        multi_head="multi_head_attention_forward",
         glu="glu",
         layer_norm="layer_norm",
         rms_norm="rms_norm",

@@ -179,7 +179,8 @@ def test_gradient_in_low_precision_is_that_of_float64_rounded(name):
         g, reference = expected(name, number)
         # The operands are exact in every dtype. An ulp is at most eps times the largest number; the
         # fused kernels of attention round their weights, and the sums over keys, before the end.
-        ulps = 8 if "attention" in name else 3
+        # Multi-head attention rounds its scores too, before it takes their exponential.
+        ulps = 64 if "multi_head" in name else 8 if "attention" in name else 3
         for dtype in set(DTYPES_OF.get(name, DTYPES)) - {torch.float64}:
             model = Model(call, dtype)
             received = model.handed_back(model.under(attnlrp), g)

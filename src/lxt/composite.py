@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 __all__ = ["ClassPath", "Composite", "OperatorName", "Rule", "Target", "target_name"]
 
 OnUnknown = Literal["error", "gradient"]
+Formulation = Literal["gradient", "relevance"]
 
 
 @dataclass(frozen=True)
@@ -74,13 +75,16 @@ class Composite(Mapping[Target, Rule]):
         name: how the composite is called in messages and results.
         on_unknown: what becomes of an operation on the path of relevance that has no rule:
             `"error"` raises `UnknownOperation`, `"gradient"` takes autograd's own gradient.
+        formulation: what the rules hand back. Those of `"gradient"` take and return gradients, and
+            relevance is activation · gradient; those of `"relevance"` (`lxt.explicit`) take and
+            return relevance, so that the gradient of a tensor is its relevance.
 
     Raises:
         InvalidComposite: a target or a rule is not one.
 
     """
 
-    __slots__ = ("_names", "_rules", "name", "on_unknown")
+    __slots__ = ("_names", "_rules", "formulation", "name", "on_unknown")
 
     def __init__(
         self,
@@ -88,6 +92,7 @@ class Composite(Mapping[Target, Rule]):
         *,
         name: str = "composite",
         on_unknown: OnUnknown = "error",
+        formulation: Formulation = "gradient",
     ) -> None:
         for target, rule in rules.items():
             _check(target, rule)
@@ -96,6 +101,9 @@ class Composite(Mapping[Target, Rule]):
         self._names = tuple(target for target in reversed(list(rules)) if isinstance(target, str))
         self.name = name
         self.on_unknown: OnUnknown = _checked(on_unknown)
+        if formulation not in ("gradient", "relevance"):
+            raise InvalidComposite(f'formulation is "gradient" or "relevance", not {formulation!r}')
+        self.formulation: Formulation = formulation
 
     def __getitem__(self, target: Target) -> Rule:
         return self._rules[target]
@@ -112,10 +120,13 @@ class Composite(Mapping[Target, Rule]):
     def __or__(self, other: Mapping[Any, Any]) -> Composite:
         if not isinstance(other, Mapping):
             return NotImplemented
+        if isinstance(other, Composite) and other.formulation != self.formulation:
+            raise InvalidComposite(
+                f"the rules of {self.name!r} hand back {self.formulation} and those of "
+                f"{other.name!r} {other.formulation}: they can't be mixed"
+            )
         added = other.name if isinstance(other, Composite) else f"{len(other)} more"
-        return Composite(
-            {**self._rules, **other}, name=f"{self.name} | {added}", on_unknown=self.on_unknown
-        )
+        return self._with({**self._rules, **other}, f"{self.name} | {added}")
 
     def without(self, *targets: Target) -> Composite:
         """A copy less the rules of some targets, each of which it must have."""
@@ -123,13 +134,16 @@ class Composite(Mapping[Target, Rule]):
         if missing:
             raise InvalidComposite(f"{self.name} has no rule for {', '.join(missing)}")
         rules = {target: rule for target, rule in self._rules.items() if target not in targets}
-        name = f"{self.name} without {', '.join(map(_spell, targets))}"
-        return Composite(rules, name=name, on_unknown=self.on_unknown)
+        return self._with(rules, f"{self.name} without {', '.join(map(_spell, targets))}")
+
+    def _with(self, rules: Mapping[Any, Any], name: str) -> Composite:
+        return Composite(rules, name=name, on_unknown=self.on_unknown, formulation=self.formulation)
 
     def register(self, model: nn.Module, *, on_unknown: OnUnknown | None = None) -> Propagation:
         """Apply this composite to every forward pass of `model` until the result is removed.
 
-        Relevance is `activation * gradient` of the backward passes that follow.
+        Relevance is `activation * gradient` of the backward passes that follow, or, for a composite
+        of the formulation `"relevance"`, the gradient itself.
 
         Args:
             model: the instance to explain; its class and every other instance stay as they are.

@@ -6,7 +6,7 @@ import difflib
 
 import torch.nn.functional as F
 
-from lxt.architectures import OPERATORS, TRAINING, UNITS
+from lxt.architectures import OPERATORS, QUANTIZED, TRAINING, UNITS
 from lxt.architectures.operators import FLEX_ATTENTION
 from lxt.composite import Composite
 from lxt.errors import InvalidComposite
@@ -24,7 +24,11 @@ from lxt.rules.softmax import SOFTMAXES
 __all__ = ["PRESETS", "attnlrp", "by_name", "cp_lrp", "gradient"]
 
 attnlrp = Composite(
-    {operation: entry.rule for operation, entry in REGISTRY.items()} | UNITS | OPERATORS | TRAINING,
+    {operation: entry.rule for operation, entry in REGISTRY.items()}
+    | UNITS
+    | OPERATORS
+    | QUANTIZED
+    | TRAINING,
     name="attnlrp",
 )
 """AttnLRP (Achtibat et al. 2024): relevance flows through attention weights and gates too."""

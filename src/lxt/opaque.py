@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from lxt.architectures.functions import TRANSPARENT
 from lxt.errors import ReentrantCheckpoint, UnknownOperation
 
 __all__ = ["OpaqueOperations", "tensors_in"]
@@ -31,6 +32,12 @@ _untransformed = torch._C._functorch.get_unwrapped  # pyright: ignore[reportAttr
 _TRANSPARENT = frozenset(
     {"BackwardHookFunctionBackward", "_NoopSaveInputsBackward", "AsStridedBackward0"}
 )
+
+
+def _function_path(node: Any) -> str:
+    """The qualified name of the autograd Function that made a node."""
+    function = getattr(node, "_forward_cls", None)
+    return f"{function.__module__}.{function.__qualname__}" if function else ""
 
 
 def tensors_in(value: Any) -> Iterator[Tensor]:
@@ -119,7 +126,7 @@ class OpaqueOperations:
                     'model.gradient_checkpointing_enable({"use_reentrant": False}), or '
                     "torch.utils.checkpoint.checkpoint(…, use_reentrant=False)"
                 )
-            if name not in _TRANSPARENT:
+            if name not in _TRANSPARENT and _function_path(node) not in TRANSPARENT:
                 return name
             if number not in self._looked_through:
                 self._looked_through.add(number)

@@ -28,7 +28,7 @@ from lxt.composite import Composite, OnUnknown, Rule, target_name
 from lxt.errors import AlreadyRegistered, InvalidModel, UnknownOperation
 from lxt.opaque import OpaqueOperations, tensors_in
 from lxt.parameters import ConstantParameters
-from lxt.rules.elementary import passthrough
+from lxt.rules.elementary import Unfolded, composed, passthrough
 from lxt.rules.registry import Family, Refusal
 from lxt.unknown import unknown_node, unknown_operation
 from lxt.verify import verified
@@ -48,30 +48,41 @@ class _Active(threading.local):
     """The rules in force in this thread: those of the innermost forward under a propagation."""
 
     mode: _RuleMode | None = None
+    depth = 0
 
 
 _active = _Active()
 
 
+def is_inside() -> bool:
+    """Whether this thread is inside any forward under a propagation, in a unit of it too."""
+    return _active.depth > 0
+
+
 class Propagation:
     """A composite at work on one model instance; `.remove()` takes it off again.
 
-    Made by `Composite.register` and `Composite.context`.
+    Made by `Composite.register` and `Composite.context`. One that isn't `registered` is in force
+    only where somebody calls `run`; it leaves the instance free for others and doesn't keep it.
     """
 
-    def __init__(self, model: nn.Module, composite: Composite, on_unknown: OnUnknown) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        composite: Composite,
+        on_unknown: OnUnknown,
+        *,
+        registered: bool = True,
+    ) -> None:
         if not isinstance(model, nn.Module):
             raise InvalidModel(f"{model!r} is no torch.nn.Module: relevance can't flow through it")
-        for name, module in model.named_modules():
-            if (other := _propagation_of(module)) is not None:
-                part = f"its module {name!r}" if name else "this model"
-                raise AlreadyRegistered(
-                    f"{part} ({type(module).__name__}) is under {other.composite.name!r} already: "
-                    "call .remove() on that handle, or leave its context, first"
-                )
+        if registered:
+            _require_free(model)
         _require_ready(model)
         composite.require_names_in(model)
-        self.model = model
+        self._model: Callable[[], nn.Module | None] = (
+            (lambda: model) if registered else weakref.ref(model)
+        )
         self.composite = composite
         self.on_unknown: OnUnknown = on_unknown
         self._functions: dict[Any, Callable[..., Any] | None] = {}
@@ -83,16 +94,44 @@ class Propagation:
         """Whether the model's forward has run since, with gradients or without."""
         self.carried_relevance: bool | None = None
         """Whether its output depended on a leaf; None until it has run with gradients."""
-        for module in model.modules():
-            _registered[module] = weakref.ref(self)
-        self._entrance = _Entrance(model, self)
+        self._entrance: _Entrance | None = None
+        if registered:
+            for module in model.modules():
+                _registered[module] = weakref.ref(self)
+            self._entrance = _Entrance(model, self)
+
+    @property
+    def model(self) -> nn.Module:
+        """The instance."""
+        model = self._model()
+        assert model is not None, "it is its own forward that runs"
+        return model
 
     def remove(self) -> None:
         """Take the composite off the model. Removing twice is harmless."""
-        self._entrance.remove()
+        if self._entrance is not None:
+            self._entrance.remove()
+            self._entrance = None
         for module in self.model.modules():
             if _propagation_of(module) is self:
                 del _registered[module]
+
+    def run(
+        self, forward: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> Any:
+        """Run the model's own `forward` under the rules, but for calls without gradients."""
+        self.was_called = True
+        if not torch.is_grad_enabled() or self.is_active():
+            return forward(*args, **kwargs)
+        with self.active() as mode:
+            unit = self.model.__dict__.get("forward")  # where the model is a target itself
+            output = (unit if isinstance(unit, _Unit) else forward)(*args, **kwargs)
+            mode.check_output(output)
+            if any(tensor.requires_grad for tensor in tensors_in(output)):
+                self.carried_relevance = True
+            elif self.carried_relevance is None:
+                self.carried_relevance = False
+            return output
 
     @contextmanager
     def active(self) -> Iterator[_RuleMode]:
@@ -101,9 +140,11 @@ class Propagation:
         mode = _RuleMode(self)
         with self._prepared(), outer.suspended() if outer else nullcontext(), mode:
             _active.mode = mode
+            _active.depth += 1
             try:
                 yield mode
             finally:
+                _active.depth -= 1
                 _active.mode = outer
 
     def rule_of(self, function: Any) -> Callable[..., Any] | None:
@@ -114,6 +155,8 @@ class Propagation:
             rule = self.composite.function_rule(function)
             if rule is passthrough:
                 rule = function
+            elif rule is composed:
+                rule = Unfolded(function)
             elif rule is not None:
                 rule = _callable(rule, function, (), target_name(function))
             self._functions[function] = rule
@@ -161,7 +204,7 @@ class Propagation:
                 yield module, rule
 
     def __repr__(self) -> str:
-        state = "removed from" if self._entrance.propagation is None else "on"
+        state = "removed from" if self._entrance is None else "on"
         return f"Propagation({self.composite.name!r} {state} {type(self.model).__name__})"
 
 
@@ -179,6 +222,16 @@ def _callable(
     if getattr(written, "__module__", "").partition(".")[0] == "lxt":
         return run
     return verified(run, operation, name)
+
+
+def _require_free(model: nn.Module) -> None:
+    for name, module in model.named_modules():
+        if (other := _propagation_of(module)) is not None:
+            part = f"its module {name!r}" if name else "this model"
+            raise AlreadyRegistered(
+                f"{part} ({type(module).__name__}) is under {other.composite.name!r} already: "
+                "call .remove() on that handle, or leave its context, first"
+            )
 
 
 def _require_ready(model: nn.Module) -> None:
@@ -240,6 +293,9 @@ class _RuleMode(TorchFunctionMode):
             kwargs = dict(kwargs)
             args = (kwargs.pop("input"),)
         try:
+            if type(rule) is Unfolded:
+                with self:
+                    return rule(*args, **kwargs)
             return rule(*args, **kwargs)
         except Refusal as refusal:
             if self._tolerant:
@@ -327,19 +383,7 @@ class _Entrance(_StandIn):
         propagation = self.propagation
         if propagation is None:
             return self.original(*args, **kwargs)
-        propagation.was_called = True
-        if not torch.is_grad_enabled() or propagation.is_active():
-            return self.original(*args, **kwargs)
-        with propagation.active() as mode:
-            unit = self.module.__dict__.get("forward")
-            forward = unit if isinstance(unit, _Unit) else self.original
-            output = forward(*args, **kwargs)
-            mode.check_output(output)
-            if any(tensor.requires_grad for tensor in tensors_in(output)):
-                propagation.carried_relevance = True
-            elif propagation.carried_relevance is None:
-                propagation.carried_relevance = False
-            return output
+        return propagation.run(self.original, args, kwargs)
 
 
 class _Unit(_StandIn):

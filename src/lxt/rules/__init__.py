@@ -20,7 +20,7 @@ from lxt.rules import (
 )
 from lxt.rules.activation import elementwise, unit
 from lxt.rules.bilinear import gated_product, product, quotient
-from lxt.rules.elementary import constant, passthrough
+from lxt.rules.elementary import composed, constant, passthrough
 from lxt.rules.registry import REGISTRY, Family, family, rule, spelled
 
 __all__ = [
@@ -30,6 +30,7 @@ __all__ = [
     "addition",
     "attention",
     "bilinear",
+    "composed",
     "constant",
     "constants",
     "dropout",

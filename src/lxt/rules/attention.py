@@ -13,7 +13,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from lxt.gradients import carries_relevance, scale, stop
-from lxt.rules.registry import constant_t, mask_t, rule, sample, t
+from lxt.rules.elementary import composed
+from lxt.rules.registry import constant_t, mask_t, register, rule, sample, t
 
 __all__ = ["attention_shares", "attention_without_dropout", "value_only_attention"]
 
@@ -85,3 +86,19 @@ def value_only_attention(
     """CP-LRP: the attention weights are constants, all relevance goes to the value."""
     mask = None if attn_mask is None else stop(attn_mask)
     return scaled_dot_product_attention(stop(query), stop(key), value, mask, *args, **kwargs)
+
+
+# torch.nn.MultiheadAttention: projections, and attention by the kernel or written out.
+_in_weight = constant_t(12, 4, positive=True)
+_weights: tuple[Any, ...] = (4, 2, _in_weight, constant_t(12), None, None, False, 0.0)
+_projection: tuple[Any, ...] = (constant_t(4, 4), constant_t(4))
+register(
+    [F.multi_head_attention_forward],
+    composed,
+    source="its parts",
+    samples=[
+        sample(*[t(3, 2, 4)] * 3, *_weights, *_projection),
+        sample(*[t(3, 2, 4)] * 3, *_weights, *_projection, need_weights=False),
+        sample(t(3, 2, 4), *[t(5, 2, 4)] * 2, *_weights, *_projection),
+    ],
+)

@@ -1,0 +1,266 @@
+"""`monkey_patch`: the rules for every model that a Python module defines, or for one instance.
+
+Only classes of that module are touched: their `forward` becomes an entrance, behind which the
+instance runs under a composite as it does after `Composite.register`. So nothing that several
+models share, such as `torch.nn.Dropout` or the registry of attention functions, changes for others.
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import warnings
+import weakref
+from collections.abc import Callable, Mapping
+from types import ModuleType
+from typing import Any
+
+import torch
+from torch import nn
+
+from lxt.composite import Composite
+from lxt.efficient.models import get_default_map
+from lxt.efficient.patches import apply
+from lxt.efficient.recipe import Recipe
+from lxt.errors import InvalidComposite, InvalidModel
+from lxt.propagation import Propagation, is_inside
+
+__all__ = ["Patch", "monkey_patch"]
+
+PatchMap = Mapping[Any, Callable[[Any], Any]]
+
+_patched: weakref.WeakKeyDictionary[Any, Patch] = weakref.WeakKeyDictionary()
+"""What is patched now: Python modules and instances, with the patch in force."""
+
+
+def monkey_patch(
+    module: ModuleType | nn.Module,
+    patch_map: PatchMap | Composite | None = None,
+    verbose: bool = False,
+) -> Patch:
+    """Make relevance flow through every model of a Python module, by activation · gradient.
+
+    >>> monkey_patch(transformers.models.llama.modeling_llama)
+
+    Patching anew switches to the new map; the same map again changes nothing.
+
+    Args:
+        module: the Python module, such as any `transformers.models.*.modeling_*`; or a model, of
+            which then only that instance is patched.
+        patch_map: what to patch, see `lxt.efficient.patches`, or a composite for all of it. By
+            default AttnLRP; for `torchvision.models.vision_transformer` CP-LRP.
+        verbose: whether to print what was patched.
+
+    Returns:
+        A handle, whose `.remove()` undoes it. As a context manager it puts back, at the end of the
+        block, what was before.
+
+    Raises:
+        InvalidModel: no Python module with models in it, and no model.
+        InvalidComposite: the patch map is none, or can't be applied.
+
+    Warns:
+        UserWarning: a patch of the map says that it had nothing to do.
+
+    """
+    if not isinstance(module, ModuleType | nn.Module):
+        raise InvalidModel(
+            f"{module!r} can't be patched: give a Python module, such as "
+            "transformers.models.llama.modeling_llama, or a model"
+        )
+    source = module if isinstance(module, ModuleType) else inspect.getmodule(type(module))
+    if source is None:
+        raise InvalidModel(f"nothing says which Python module defines {type(module).__name__}")
+    if patch_map is None:
+        patch_map = get_default_map(source)
+    elif isinstance(patch_map, Composite):
+        patch_map = {source: apply(patch_map)}
+    _require_map(patch_map)
+
+    previous = _patched.get(module)
+    if previous is not None:
+        previous.suspend()
+    try:
+        patch = Patch(module, source, patch_map, previous)
+    except BaseException:
+        if previous is not None:
+            previous.resume()
+        raise
+    if verbose:
+        for name in patch.names:
+            print(f"Patched {name}")
+    return patch
+
+
+class Patch:
+    """A patch map at work on a Python module, or on one model; `.remove()` undoes it.
+
+    Attributes:
+        composite: the rules that its models run under.
+        names: what was patched.
+
+    """
+
+    def __init__(
+        self,
+        target: ModuleType | nn.Module,
+        source: ModuleType,
+        patch_map: PatchMap,
+        previous: Patch | None,
+    ) -> None:
+        self._target: Any = weakref.ref(target)  # an instance goes when its owner lets it go
+        self._source = source
+        self._map = dict(patch_map)
+        self._previous = previous
+        self._handle: Any = None
+        self._enter()
+
+    @property
+    def target(self) -> ModuleType | nn.Module | None:
+        """The Python module or the model; None if it is gone."""
+        return self._target()
+
+    def _enter(self) -> None:
+        """Carry the map out."""
+        target = self.target
+        classes = _model_classes(target) if isinstance(target, ModuleType) else []
+        recipe = self._recipe = Recipe(self._source)
+        with recipe.writing(self._map):
+            for patched, patch in self._map.items():
+                if not patch(patched):
+                    warnings.warn(f"{patched.__name__} was not patched", stacklevel=4)
+        self.composite = recipe.composite()
+        if isinstance(target, nn.Module):
+            if changed := recipe.changed:
+                recipe.undo()
+                raise InvalidComposite(
+                    f"the patch map changes {', '.join(changed)}, which other instances share: "
+                    f"patch the Python module {self._source.__name__} instead"
+                )
+            # Kept alive by the instance itself.
+            self._handle = weakref.ref(self.composite.register(target))
+        self._entrances = [_ClassEntrance(cls, self.composite) for cls in classes]
+        targets = dict.fromkeys([*self._map, *classes])
+        self.names = [patched.__name__ for patched in targets]
+        _patched[target] = self
+
+    def suspend(self) -> None:
+        """Take the patch off, until `resume`."""
+        for entrance in self._entrances:
+            entrance.remove()
+        handle = self._handle and self._handle()
+        if handle is not None:
+            handle.remove()
+        self._recipe.undo()
+        _patched.pop(self.target, None)
+
+    def resume(self) -> None:
+        """Put the patch on again."""
+        self._enter()
+
+    def remove(self) -> None:
+        """Put the target back as it was unpatched. Removing twice is harmless."""
+        if self._is_on():
+            self.suspend()
+
+    def _is_on(self) -> bool:
+        target = self.target
+        return target is not None and _patched.get(target) is self
+
+    def __enter__(self) -> Patch:
+        return self
+
+    def __exit__(self, *_: Any) -> None:
+        if self._is_on():
+            self.suspend()
+            if self._previous is not None:
+                self._previous.resume()
+
+    def __repr__(self) -> str:
+        state = "on" if self._is_on() else "removed from"
+        name = getattr(self.target, "__name__", type(self.target).__name__)
+        return f"Patch({self.composite.name!r} {state} {name})"
+
+
+def _require_map(patch_map: Any) -> None:
+    if not isinstance(patch_map, Mapping):
+        raise InvalidComposite(
+            f"{patch_map!r} is no patch map: give a dictionary from classes or Python modules to "
+            "functions that patch them, or a composite"
+        )
+    for target, patch in patch_map.items():
+        if not isinstance(target, type | ModuleType):
+            raise InvalidComposite(f"{target!r} in the patch map is no class and no Python module")
+        if not callable(patch):
+            raise InvalidComposite(
+                f"the patch of {target.__name__} is {patch!r}: give a function of the target that "
+                "returns True"
+            )
+
+
+def _model_classes(module: ModuleType) -> list[type[nn.Module]]:
+    """The classes of models, and of their parts, that a Python module defines."""
+    defined = {
+        value
+        for value in vars(module).values()
+        if isinstance(value, type)
+        and issubclass(value, nn.Module)
+        and value.__module__ == module.__name__
+        and value.forward is not nn.Module.forward
+    }
+    # A class that inherits the forward of another one of them inherits its entrance.
+    classes = [cls for cls in defined if _provider(cls) not in defined - {cls}]
+    if not classes:
+        raise InvalidModel(
+            f"{module.__name__} defines no torch.nn.Module that could be patched: give the module "
+            "with the model's code, such as transformers.models.llama.modeling_llama"
+        )
+    return sorted(classes, key=lambda cls: cls.__name__)
+
+
+def _provider(cls: type) -> type:
+    """The class whose `forward` a class has."""
+    return next(base for base in cls.__mro__ if "forward" in vars(base))
+
+
+class _ClassEntrance:
+    """A class's `forward`, behind which each instance runs under a composite.
+
+    Of nested calls only the outermost enters: the rules cover what is within.
+    """
+
+    def __init__(self, cls: type[nn.Module], composite: Composite) -> None:
+        self._cls = cls
+        self._earlier = vars(cls).get("forward")
+        original = cls.forward
+        propagations: weakref.WeakKeyDictionary[nn.Module, Propagation] = (
+            weakref.WeakKeyDictionary()
+        )
+
+        @functools.wraps(original)
+        def forward(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
+            if not torch.is_grad_enabled() or is_inside() or _is_others(type(self), cls):
+                return original(self, *args, **kwargs)
+            propagation = propagations.get(self)
+            if propagation is None:
+                propagation = Propagation(self, composite, composite.on_unknown, registered=False)
+                propagations[self] = propagation
+            return propagation.run(original.__get__(self), args, kwargs)
+
+        self._forward = forward
+        cls.forward = forward
+
+    def remove(self) -> None:
+        """Put the class's own forward back, unless somebody replaced ours since."""
+        if vars(self._cls).get("forward") is not self._forward:
+            return
+        if self._earlier is None:
+            del self._cls.forward
+        else:
+            self._cls.forward = self._earlier
+
+
+def _is_others(cls: type, patched: type) -> bool:
+    """Whether a subclass of a patched class is another library model, which is not to change."""
+    libraries = ("transformers.", "torchvision.", "timm.")
+    return cls.__module__ != patched.__module__ and cls.__module__.startswith(libraries)
