@@ -338,3 +338,28 @@ def test_many_backward_hooks_are_no_burden() -> None:
         module.register_full_backward_hook(lambda *_: None)
     total, part = relevances(model, tensor(3))
     assert part == pytest.approx(total)
+
+
+def test_a_gate_is_one_behind_a_hook_too() -> None:
+    """A backward hook on a module puts a node of its own behind it."""
+
+    class Gated(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.gate, self.up, self.act = nn.Linear(3, 4), nn.Linear(3, 4), nn.SiLU()
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.act(self.gate(x)) * self.up(x)
+
+    torch.manual_seed(0)
+    model = Gated()
+    x = torch.randn(2, 3, requires_grad=True)
+    gradients = []
+    for _ in range(2):
+        with lxt.cp_lrp.context(model):
+            y = model(x)
+        gradients.append(torch.autograd.grad(y.sum(), x)[0])
+        model.act.register_full_backward_hook(lambda *_: None)
+    assert torch.equal(*gradients)
+    expected = (model.act(model.gate(x)) @ model.up.weight).detach()
+    assert torch.allclose(gradients[0], expected, atol=1e-6)

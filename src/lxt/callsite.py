@@ -11,7 +11,7 @@ from types import FrameType
 import torch
 from torch import nn
 
-__all__ = ["caller", "describe_callsite"]
+__all__ = ["caller", "describe_callsite", "innermost_module"]
 
 _LIBRARIES = (str(Path(__file__).parent), str(Path(torch.__file__).parent))
 
@@ -32,7 +32,7 @@ def caller() -> FrameType:
     return frame
 
 
-def _innermost_module(model: nn.Module) -> tuple[str, nn.Module]:
+def innermost_module(model: nn.Module) -> tuple[str, nn.Module]:
     """The innermost module of `model` whose forward is running, with its path in the model."""
     names = {id(module): name for name, module in model.named_modules()}
     for frame in _frames():
@@ -44,7 +44,7 @@ def _innermost_module(model: nn.Module) -> tuple[str, nn.Module]:
 
 def describe_callsite(model: nn.Module) -> str:
     """Two lines for a message: the module, and file, line and text of the call."""
-    name, module = _innermost_module(model)
+    name, module = innermost_module(model)
     frame = caller()
     file, line = frame.f_code.co_filename, frame.f_lineno
     return (

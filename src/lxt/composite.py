@@ -20,7 +20,16 @@ from lxt.rules.registry import Family, operation_name
 if TYPE_CHECKING:
     from lxt.propagation import Propagation
 
-__all__ = ["ClassPath", "Composite", "OperatorName", "Rule", "Target", "target_name"]
+__all__ = [
+    "ClassPath",
+    "Composite",
+    "OperatorName",
+    "Rule",
+    "Target",
+    "matches",
+    "rule_name",
+    "target_name",
+]
 
 OnUnknown = Literal["error", "gradient"]
 Formulation = Literal["gradient", "relevance"]
@@ -177,9 +186,15 @@ class Composite(Mapping[Target, Rule]):
         try:
             yield propagation
         finally:
+            put_aside = propagation.is_put_aside()
             propagation.remove()
         problem = None
-        if not propagation.was_called:
+        if put_aside:
+            problem = (
+                f"somebody put the forward of {type(model).__name__} back while it was under "
+                f"{self.name!r}, so later calls ran without rules: remove accelerate's hooks first"
+            )
+        elif not propagation.was_called:
             problem = (
                 f"{type(model).__name__} was not called under {self.name!r}, so it did nothing: "
                 "call the registered model itself, not a part or another method of it"
@@ -204,7 +219,7 @@ class Composite(Mapping[Target, Rule]):
     def named_rule(self, name: str) -> Rule | None:
         """The rule for the module at path `name` of a model, or None if no pattern matches it."""
         for pattern in self._names:
-            if _matches(name, pattern):
+            if matches(name, pattern):
                 return self._rules[pattern]
         return None
 
@@ -230,7 +245,7 @@ class Composite(Mapping[Target, Rule]):
         """
         names = [name for name, _ in model.named_modules(remove_duplicate=False)]
         for pattern in self._names:
-            if not any(_matches(name, pattern) for name in names):
+            if not any(matches(name, pattern) for name in names):
                 near = difflib.get_close_matches(pattern, names, n=1, cutoff=0)
                 raise InvalidComposite(
                     f"no module of {type(model).__name__} matches {pattern!r}: there is, "
@@ -243,8 +258,7 @@ class Composite(Mapping[Target, Rule]):
     def __str__(self) -> str:
         groups: dict[str, list[str]] = {}
         for target, rule in self._rules.items():
-            label = rule.name if isinstance(rule, Family) else getattr(rule, "__name__", repr(rule))
-            groups.setdefault(label, []).append(_spell(target).rsplit(".", 1)[-1])
+            groups.setdefault(rule_name(rule), []).append(_spell(target).rsplit(".", 1)[-1])
         lines = [repr(self)]
         for label, names in sorted(groups.items(), key=lambda item: -len(item[1])):
             names = list(dict.fromkeys(names))
@@ -253,6 +267,11 @@ class Composite(Mapping[Target, Rule]):
                 text = text[:60].rsplit(", ", 1)[0] + f", … ({len(names)} in all)"
             lines.append(f"  {label:<20} {text}")
         return "\n".join(lines)
+
+
+def rule_name(rule: Rule) -> str:
+    """How a rule is called in tables."""
+    return rule.name if isinstance(rule, Family) else getattr(rule, "__name__", repr(rule))
 
 
 def target_name(function: Any) -> str:
@@ -269,7 +288,8 @@ def _operator_name(function: Any) -> str | None:
     return getattr(function, "_qualified_op_name", None)
 
 
-def _matches(name: str, pattern: str) -> bool:
+def matches(name: str, pattern: str) -> bool:
+    """Whether a module's path fits a pattern, all of it or its end."""
     parts = name.split(".")
     length = pattern.count(".") + 1
     return fnmatchcase(name, pattern) or fnmatchcase(".".join(parts[-length:]), pattern)

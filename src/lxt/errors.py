@@ -33,6 +33,10 @@ class UnusedCompositeWarning(UserWarning):
     """A composite was put on a model and taken off again, and had nothing to do."""
 
 
+class UnmappedOperationWarning(UserWarning):
+    """A layer map leaves an operation on the path of relevance to autograd's plain gradient."""
+
+
 class ReentrantCheckpoint(LxtError, RuntimeError):
     """Reentrant gradient checkpointing hides the operations that it runs."""
 
@@ -55,3 +59,11 @@ class UnwritableFile(LxtError, OSError):
 
 class InvalidFile(LxtError, ValueError):
     """A file does not hold what it should."""
+
+
+class InvalidRule(LxtError, ValueError):
+    """A rule can't be applied to the function and operands that it was given."""
+
+
+class MissingPackage(LxtError, ImportError):
+    """A package that is asked for is not installed; the message says how to install it."""

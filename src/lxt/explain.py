@@ -42,7 +42,8 @@ def explain(
     """Say how much each input token contributed to something that the model computed.
 
     For causal language models, masked language models and sequence classifiers. The relevance of a
-    token is Σ x · ∂z/∂x over the channels of its embedding x, under the rules of the composite.
+    token is Σ x · ∂z/∂x over the channels of its embedding x, under the rules of the composite (of
+    an explicit one, which returns relevance, the sum of what arrives).
 
     Args:
         model: a PyTorch model with input embeddings, on any device, in any floating point type.
@@ -89,7 +90,7 @@ def explain(
         )
     values = logits.detach()
     weights = torch.stack([seed.weights(row) for row in values])
-    relevance = _relevance(logits, weights, leaf.value)
+    relevance = _relevance(logits, weights, leaf.value, composite)
     targets = [
         seed.explained(row, readout, position)
         for row, position in zip(values.cpu(), positions or [None] * len(values), strict=True)
@@ -271,21 +272,23 @@ def _check_finite(logits: Tensor, positions: list[int] | None) -> None:
             )
 
 
-def _relevance(logits: Tensor, weights: Tensor, leaf: Tensor) -> Tensor:
+def _relevance(logits: Tensor, weights: Tensor, leaf: Tensor, composite: Composite) -> Tensor:
     """Σ x · ∂(w · z)/∂x over channels, [batch, tokens].
+
+    In the explicit formulation the backward pass takes w · z and returns relevance as it is.
 
     The backward pass of a float16 model starts from a scaled seed, the largest power of 2 under
     which nothing overflows, so that small gradients don't vanish.
     """
+    wide = compute_dtype(leaf.dtype)
+    explicit = composite.formulation == "relevance"
+    seed = weights * logits.detach() if explicit else weights
+    factor = 1 if explicit else leaf.detach().to(wide)
     narrow = leaf.dtype is torch.float16
     for exponent in range(14, -11, -4) if narrow else (0,):
-        (gradient,) = torch.autograd.grad(
-            logits, leaf, weights * 2.0**exponent, retain_graph=narrow
-        )
+        (gradient,) = torch.autograd.grad(logits, leaf, seed * 2.0**exponent, retain_graph=narrow)
         if gradient.isfinite().all():
-            wide = compute_dtype(leaf.dtype)
-            product = leaf.detach().to(wide) * gradient.to(wide)
-            return product.sum(-1) * 2.0**-exponent
+            return (gradient.to(wide) * factor).sum(-1) * 2.0**-exponent
     raise NonFiniteRelevance(
         "the backward pass overflows: run the model in a wider dtype, such as bfloat16 or float32"
     )

@@ -12,6 +12,8 @@ import torch
 from torch import Tensor
 from torch.autograd import Function
 
+from lxt.nodes import hands_on
+
 __all__ = [
     "carries_relevance",
     "compute_dtype",
@@ -128,22 +130,32 @@ class _Secant(Function):
 _TRANSPARENT_NAMES = """
     View UnsafeView ReshapeAlias Transpose T Permute Unsqueeze Squeeze Expand ToCopy Clone
     Slice Select Index Split SplitWithSizes Unbind Alias AsStrided IndexSelect Repeat
-    MaskedFill Cat Mul
+    MaskedFill Cat
 """
 _TRANSPARENT = frozenset(
     f"{name}Backward{number}" for name in _TRANSPARENT_NAMES.split() for number in range(3)
 ) | {"torch::autograd::CopyBackwards"}
 
 
+def _scales(node: Any) -> bool:
+    """Whether a node is a product, of autograd's own or of a Function that says so."""
+    function = getattr(node, "_forward_cls", None)
+    return node.name() == "MulBackward0" or getattr(function, "is_product", False)
+
+
 def is_gate(x: Tensor) -> bool:
     """Whether `x` came straight out of a non-linearity: moved, masked or scaled at most."""
-    node = x.grad_fn
-    while node is not None and node.name() in _TRANSPARENT:
-        sources = [source for source, _ in node.next_functions if source is not None]
-        if len(sources) > 1:
-            if node.name() == "MulBackward0":
+    node, output = x.grad_fn, x.output_nr
+    while node is not None:
+        sources = [source for source in node.next_functions if source[0] is not None]
+        if hands_on(node):
+            sources = [node.next_functions[output]]
+        elif _scales(node):
+            if len(sources) > 1:
                 return False
-            # a copy into a tensor has that tensor first, and what was copied second
-            sources = sources[node.name().endswith("CopyBackwards") :]
-        node = sources[0] if sources else None
+        elif node.name() not in _TRANSPARENT:
+            break
+        elif len(sources) > 1 and node.name().endswith("CopyBackwards"):
+            sources = sources[1:]  # what was copied, not what it was copied into
+        node, output = sources[0] if sources else (None, 0)
     return isinstance(node, _Secant._backward_cls) and node.gates  # pyright: ignore[reportAttributeAccessIssue, reportOptionalMemberAccess]

@@ -16,8 +16,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lxt.architectures.functions import TRANSPARENT
 from lxt.errors import ReentrantCheckpoint, UnknownOperation
+from lxt.nodes import hands_on
 
 __all__ = ["OpaqueOperations", "tensors_in"]
 
@@ -27,17 +27,8 @@ _functorch_depth = torch._C._functorch.peek_interpreter_stack  # pyright: ignore
 _is_transformed = torch._C._functorch.is_functorch_wrapped_tensor  # pyright: ignore[reportAttributeAccessIssue]
 _untransformed = torch._C._functorch.get_unwrapped  # pyright: ignore[reportAttributeAccessIssue]
 
-# Nodes that hand on their operands: module hooks', non-reentrant checkpointing's, and the one that
-# torch makes anew for a view whose base was written to.
-_TRANSPARENT = frozenset(
-    {"BackwardHookFunctionBackward", "_NoopSaveInputsBackward", "AsStridedBackward0"}
-)
-
-
-def _function_path(node: Any) -> str:
-    """The qualified name of the autograd Function that made a node."""
-    function = getattr(node, "_forward_cls", None)
-    return f"{function.__module__}.{function.__qualname__}" if function else ""
+# What torch makes anew for a view whose base was written to.
+_VIEW_OF_WRITTEN = "AsStridedBackward0"
 
 
 def tensors_in(value: Any) -> Iterator[Tensor]:
@@ -126,7 +117,7 @@ class OpaqueOperations:
                     'model.gradient_checkpointing_enable({"use_reentrant": False}), or '
                     "torch.utils.checkpoint.checkpoint(…, use_reentrant=False)"
                 )
-            if name not in _TRANSPARENT and _function_path(node) not in TRANSPARENT:
+            if name != _VIEW_OF_WRITTEN and not hands_on(node):
                 return name
             if number not in self._looked_through:
                 self._looked_through.add(number)

@@ -8,29 +8,25 @@ active, except where a checkpoint recomputes: it is made to enter again by itsel
 
 from __future__ import annotations
 
-import copy
 import functools
-import sys
 import threading
 import weakref
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
-from types import MethodType
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import nn
 from torch.nn.parameter import is_lazy
-from torch.overrides import TorchFunctionMode
 
-from lxt.checkpoint import reenter_checkpoint
 from lxt.composite import Composite, OnUnknown, Rule, target_name
-from lxt.errors import AlreadyRegistered, InvalidModel, UnknownOperation
-from lxt.opaque import OpaqueOperations, tensors_in
+from lxt.errors import AlreadyRegistered, InvalidModel
+from lxt.mode import RuleMode, in_force
+from lxt.opaque import tensors_in
 from lxt.parameters import ConstantParameters
 from lxt.rules.elementary import Unfolded, composed, passthrough
-from lxt.rules.registry import Family, Refusal
-from lxt.unknown import unknown_node, unknown_operation
+from lxt.rules.registry import Family
+from lxt.standins import StandIn
 from lxt.verify import verified
 
 __all__ = ["Propagation"]
@@ -39,24 +35,6 @@ __all__ = ["Propagation"]
 _registered: weakref.WeakKeyDictionary[nn.Module, weakref.ref[Propagation]] = (
     weakref.WeakKeyDictionary()
 )
-
-
-_FUNCTION_APPLY = torch.autograd.Function.apply.__func__.__code__
-
-
-class _Active(threading.local):
-    """The rules in force in this thread: those of the innermost forward under a propagation."""
-
-    mode: _RuleMode | None = None
-    depth = 0
-
-
-_active = _Active()
-
-
-def is_inside() -> bool:
-    """Whether this thread is inside any forward under a propagation, in a unit of it too."""
-    return _active.depth > 0
 
 
 class Propagation:
@@ -107,6 +85,10 @@ class Propagation:
         assert model is not None, "it is its own forward that runs"
         return model
 
+    def is_put_aside(self) -> bool:
+        """Whether the model's calls no longer come by here, since its forward was put back."""
+        return self._entrance is not None and self._entrance.is_put_aside()
+
     def remove(self) -> None:
         """Take the composite off the model. Removing twice is harmless."""
         if self._entrance is not None:
@@ -133,19 +115,24 @@ class Propagation:
                 self.carried_relevance = False
             return output
 
+    def plain(self, *args: Any, **kwargs: Any) -> Any:
+        """Run the model as if it were under no composite."""
+        entrance = self._entrance
+        return (self.model if entrance is None else entrance.original)(*args, **kwargs)
+
     @contextmanager
-    def active(self) -> Iterator[_RuleMode]:
+    def active(self) -> Iterator[RuleMode]:
         """Put the rules in force in this thread, for a forward pass or a checkpoint's rerun."""
-        outer = _active.mode
-        mode = _RuleMode(self)
+        outer = in_force.mode
+        mode = RuleMode(self)
         with self._prepared(), outer.suspended() if outer else nullcontext(), mode:
-            _active.mode = mode
-            _active.depth += 1
+            in_force.mode = mode
+            in_force.depth += 1
             try:
                 yield mode
             finally:
-                _active.depth -= 1
-                _active.mode = outer
+                in_force.depth -= 1
+                in_force.mode = outer
 
     def rule_of(self, function: Any) -> Callable[..., Any] | None:
         """What to call in place of a torch function: `function` itself, its rule, or None."""
@@ -168,7 +155,7 @@ class Propagation:
 
     def is_active(self) -> bool:
         """Whether this thread is inside a forward pass of the model."""
-        return _active.mode is not None and _active.mode.propagation is self
+        return in_force.mode is not None and in_force.mode.propagation is self
 
     @contextmanager
     def _prepared(self) -> Iterator[None]:
@@ -235,6 +222,14 @@ def _require_free(model: nn.Module) -> None:
 
 
 def _require_ready(model: nn.Module) -> None:
+    if not any(hasattr(m, "_hf_hook") or m._forward_pre_hooks for m in model.modules()):
+        for name, tensor in (*model.named_parameters(), *model.named_buffers()):
+            if tensor.is_meta:
+                raise InvalidModel(
+                    f"{name} of {type(model).__name__} is on the device meta, without values, and "
+                    "nothing is there to load it: load the weights, or use accelerate's "
+                    "dispatch_model, whose hooks do"
+                )
     for name, module in model.named_modules():
         where = f"its module {name!r}" if name else "this model"
         if type(module).__name__ == "OptimizedModule" or module._compiled_call_impl is not None:
@@ -254,129 +249,7 @@ def _propagation_of(module: nn.Module) -> Propagation | None:
     return reference() if reference else None
 
 
-class _RuleMode(TorchFunctionMode):
-    """Hands each torch function called in this thread to its rule."""
-
-    def __init__(self, propagation: Propagation) -> None:
-        super().__init__()
-        self.propagation = propagation
-        self._tolerant = propagation.on_unknown == "gradient"
-        self._opaque = OpaqueOperations()
-        self._suspensions = 0
-
-    def __torch_function__(
-        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
-    ) -> Any:
-        kwargs = kwargs or {}
-        if self._suspensions or not torch.is_grad_enabled():
-            return func(*args, **kwargs)
-        if sys._getframe(1).f_code is _FUNCTION_APPLY:
-            # torch itself, at work on a Function's result under a lock that `grad_fn` would take
-            return func(*args, **kwargs)
-        reenter_checkpoint(self.propagation.reenter)
-        self._look_at(args, kwargs)
-        try:
-            return self._apply(func, args, kwargs)
-        finally:
-            self._opaque.after()
-
-    def _apply(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        rule = self.propagation.rule_of(func)
-        if rule is None:
-            result = func(*args, **kwargs)
-            if not self._tolerant and self._opaque.carries(result):
-                raise self._unknown(func)
-            return result
-        if rule is func:
-            return func(*args, **kwargs)
-        if not args and "input" in kwargs:  # what torch calls a function's first operand
-            kwargs = dict(kwargs)
-            args = (kwargs.pop("input"),)
-        try:
-            if type(rule) is Unfolded:
-                with self:
-                    return rule(*args, **kwargs)
-            return rule(*args, **kwargs)
-        except Refusal as refusal:
-            if self._tolerant:
-                return func(*args, **kwargs)
-            raise self._unknown(func, str(refusal)) from None
-
-    def _unknown(self, func: Any, reason: str | None = None) -> UnknownOperation:
-        propagation = self.propagation
-        return unknown_operation(propagation.model, propagation.composite.name, func, reason)
-
-    def _look_at(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        """Raise if one of the operands came out of an operation that was not seen."""
-        node = self._opaque.before(args, kwargs)
-        if node is not None and not self._tolerant:
-            raise unknown_node(self.propagation.model, self.propagation.composite.name, node)
-
-    def run_unit(self, rule: Callable[..., Any], args: tuple[Any, ...], kwargs: Any) -> Any:
-        """Run a module's rule as one operation: what happens inside is the rule's own affair."""
-        reenter_checkpoint(self.propagation.reenter)
-        self._look_at(args, kwargs)
-        try:
-            with self.suspended():
-                return rule(*args, **kwargs)
-        finally:
-            self._opaque.after()
-
-    def check_output(self, output: Any) -> None:
-        """Look at the end of the path too: no later operation will."""
-        self._look_at((output,), {})
-
-    @contextmanager
-    def suspended(self) -> Iterator[None]:
-        """Let operations run as they are: inside a unit, or in another model's own propagation."""
-        self._suspensions += 1
-        _active.mode = None
-        try:
-            yield
-        finally:
-            _active.mode = self
-            self._suspensions -= 1
-            self._opaque.after()
-
-
-class _StandIn:
-    """An instance's `forward` attribute that stands before its forward until it is taken off."""
-
-    def __init__(self, module: nn.Module, propagation: Propagation) -> None:
-        self.module = module
-        self.propagation: Propagation | None = propagation
-        self.earlier = module.__dict__.get("forward")
-        forward = module.forward
-        # Of a model that is a target itself, the entrance stands before its unit.
-        self.original: Callable[..., Any] = (
-            forward.original if isinstance(forward, _StandIn) else forward
-        )
-        functools.update_wrapper(cast("Any", self), self.original, updated=())
-        module.__dict__["forward"] = self
-
-    def remove(self) -> None:
-        """Put back what was there, or step aside where others have put theirs on top since."""
-        self.propagation = None  # which the module, if others keep this in place, need not keep
-        if self.module.__dict__.get("forward") is self:
-            if self.earlier is None:
-                del self.module.__dict__["forward"]
-            else:
-                self.module.__dict__["forward"] = self.earlier
-
-    def __deepcopy__(self, memo: dict[int, Any]) -> Any:
-        """A copy of the model is another instance, under no composite."""
-        if self.earlier is not None:
-            return copy.deepcopy(self.earlier, memo)
-        return MethodType(type(self.module).forward, memo[id(self.module)])
-
-    def __reduce__(self) -> Any:
-        raise AlreadyRegistered(
-            f"{type(self.module).__name__} is under a composite: "
-            "call .remove() on its handle, or leave its context, before pickling it"
-        )
-
-
-class _Entrance(_StandIn):
+class _Entrance(StandIn):
     """The way into the model: the rules are in force from here until the forward returns."""
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
@@ -386,7 +259,7 @@ class _Entrance(_StandIn):
         return propagation.run(self.original, args, kwargs)
 
 
-class _Unit(_StandIn):
+class _Unit(StandIn):
     """A module that is a target: its rule runs in place of its forward."""
 
     def __init__(self, module: nn.Module, propagation: Propagation, rule: Rule) -> None:
@@ -394,7 +267,7 @@ class _Unit(_StandIn):
         self.rule = _callable(rule, self.original, (module,), type(module).__name__)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        mode = _active.mode
+        mode = in_force.mode
         if mode is None or mode.propagation is not self.propagation or not torch.is_grad_enabled():
             return self.original(*args, **kwargs)
-        return mode.run_unit(self.rule, args, kwargs)
+        return mode.run_unit(self.module, self.rule, self.original, args, kwargs)

@@ -9,7 +9,7 @@ import json
 import re
 import unicodedata
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 # A character may be spread over several tokens, and then belongs to the one with its first byte.
@@ -67,6 +67,25 @@ def readable_tokens(tokenizer: Any, ids: Sequence[int], *, continues: bool = Fal
     return _labels(parts)
 
 
+def readable_pieces(pieces: Sequence[str | bytes]) -> list[str]:
+    r"""Return the text of a tokenizer's pieces, without the tokenizer.
+
+    How they are spelled is told by their marks: ``▁`` or ``Ġ`` where a word begins, ``Ċ`` for a
+    newline, ``##`` or ``</w>`` inside and at the end of words. Pieces without any stay as they
+    are. As nothing else tells a special token from text, those stay too.
+
+    A character spread over several pieces stands at the first of them, the others are
+    ``CONTINUATION``; bytes that are not UTF-8 are written ``\xNN``.
+    """
+    spelling = replace(_guessed_spelling(pieces), adds_space=False)
+    last = len(pieces) - 1
+    parts = [
+        piece if isinstance(piece, bytes) else spelling.read(piece, first=i == 0, last=i == last)
+        for i, piece in enumerate(pieces)
+    ]
+    return [label if piece else "" for piece, label in zip(pieces, _labels(parts), strict=True)]
+
+
 def printable(label: str) -> str:
     r"""Make everything visible in a label that would otherwise be invisible or act on the display.
 
@@ -91,6 +110,12 @@ def _printable_character(char: str) -> str:
     category = unicodedata.category(char)
     if category not in ("Cc", "Cf", "Cs", "Zl", "Zp") or char in _VISIBLE_FORMAT_CHARACTERS:
         return char
+    return escaped(char)
+
+
+def escaped(char: str) -> str:
+    r"""Write a character by its number, ``\u202E`` or ``\U0001F680``."""
+    code = ord(char)
     return f"\\u{code:04X}" if code <= 0xFFFF else f"\\U{code:08X}"
 
 
@@ -117,7 +142,7 @@ class _Spelling:
         if match := _BYTE_PIECE.fullmatch(piece):
             return bytes.fromhex(match[1])
         if self.inside_word:
-            if piece.startswith(self.inside_word):
+            if piece.startswith(self.inside_word) and piece != self.inside_word:
                 return piece.removeprefix(self.inside_word)
             return piece if first else " " + piece
         if self.space:
@@ -170,13 +195,18 @@ def _steps(decoder: dict[str, Any]) -> Iterator[dict[str, Any]]:
         yield decoder
 
 
-def _guessed_spelling(pieces: Iterable[str]) -> _Spelling:
-    """Take the spelling whose marks are the most frequent in the vocabulary."""
+def _guessed_spelling(pieces: Iterable[Any]) -> _Spelling:
+    """Take the spelling whose marks are the most frequent among the pieces."""
     pieces = [piece for piece in pieces if isinstance(piece, str)]
     spellings = {
-        _Spelling(byte_level=True): sum(piece.startswith("Ġ") for piece in pieces),
-        _Spelling(space="▁", adds_space=True): sum(piece.startswith("▁") for piece in pieces),
-        _Spelling(inside_word="##"): sum(piece.startswith("##") for piece in pieces),
+        # Markdown's headings are pieces in vocabularies of all kinds; they end after the marks.
+        _Spelling(inside_word="##"): sum(
+            piece.startswith("##") and piece[2:3] not in ("", "#") for piece in pieces
+        ),
+        _Spelling(byte_level=True): sum("Ċ" in piece or piece.startswith("Ġ") for piece in pieces),
+        _Spelling(space="▁", adds_space=True): sum(
+            piece.startswith("▁") or bool(_BYTE_PIECE.fullmatch(piece)) for piece in pieces
+        ),
         _Spelling(end_of_word="</w>"): sum(piece.endswith("</w>") for piece in pieces),
     }
     likeliest = max(spellings, key=lambda spelling: spellings[spelling])

@@ -6,9 +6,8 @@ functions. Nothing is imported to name them.
 """
 
 from lxt.architectures.activations import UNITS
-from lxt.architectures.functions import TRANSPARENT
 from lxt.architectures.operators import OPERATORS
 from lxt.architectures.quantized import QUANTIZED
 from lxt.architectures.training import TRAINING
 
-__all__ = ["OPERATORS", "QUANTIZED", "TRAINING", "TRANSPARENT", "UNITS"]
+__all__ = ["OPERATORS", "QUANTIZED", "TRAINING", "UNITS"]

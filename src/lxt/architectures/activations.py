@@ -1,4 +1,4 @@
-"""Activation functions composed of several operations in `transformers` models: one unit each."""
+"""Activation functions composed of several operations, or Functions of their own: one unit each."""
 
 from __future__ import annotations
 
@@ -44,8 +44,15 @@ _IN_TRANSFORMERS_ACTIVATIONS: dict[str, Family] = {
     "XIELUActivation": unit,
 }
 
+_TIMM = ("Swish", "Mish", "HardSwish", "HardMish")
+_TIMM_ME = ("SwishMe", "MishMe", "HardSwishMe", "HardSigmoidMe", "HardMishMe")
+
 _ELSEWHERE: dict[str, Family] = {
     "transformers.models.bloom.modeling_bloom.BloomGelu": elementwise(tanh_gelu_slope),
+    "open_clip.transformer.QuickGELU": elementwise(quick_gelu_slope),
+    "timm.layers.activations.QuickGELU": elementwise(quick_gelu_slope),
+    **{f"timm.layers.activations.{name}": unit for name in _TIMM},
+    **{f"timm.layers.activations_me.{name}": unit for name in _TIMM_ME},
 }
 
 UNITS: dict[ClassPath, Family] = {

@@ -1,13 +1,13 @@
 """Linear layers with quantised weights: relevance goes back through the weight that they stand for.
 
-y = W x + b with W dequantised, whatever the layer does to compute it: the ε-rule with ε → 0, R = x · g
-with g = Wᵀ g_y (AttnLRP Eq. 8). Rounding activations is a step without a slope, so a layer that
-does it too is taken for the linear map that it approximates.
+y = W x + b with W dequantised, whatever the layer does to compute it: the ε-rule with ε → 0,
+R = x · g with g = Wᵀ g_y (AttnLRP Eq. 8). Rounding activations is a step without a slope, so a
+layer that does it too is taken for the linear map that it approximates.
 
-Weights come as tensor subclasses, which `F.linear` shows (torchao, quanto), or as layers of their own
-(bitsandbytes, gptqmodel, autoawq, …), whose kernels no torch function shows. A layer's own gradient
-is used where it has one. Many have none, and would let relevance vanish in silence: they are named
-here so that they are refused.
+Weights come as tensor subclasses, which `F.linear` shows (torchao, quanto), or as layers of their
+own (bitsandbytes, gptqmodel, autoawq, …), whose kernels no torch function shows. A layer's own
+gradient is used where it has one. Many have none, and would let relevance vanish in silence: they
+are named here so that they are refused.
 """
 
 from __future__ import annotations
@@ -21,7 +21,6 @@ from torch import Tensor, nn
 from torch.autograd.graph import Node
 
 from lxt.composite import ClassPath, Rule, Target
-from lxt.errors import UnknownOperation
 from lxt.gradients import carries_relevance, substitute
 from lxt.rules.bilinear import weighted
 from lxt.rules.registry import Operation, Refusal, family, require_constant
@@ -72,12 +71,12 @@ def linear_layer(module: nn.Module, *args: Any, **kwargs: Any) -> Tensor:
     """A layer that is linear in its input, by its own backward pass, which it must have.
 
     Raises:
-        UnknownOperation: no gradient gets from its output to its input.
+        Refusal: no gradient gets from its output to its input.
     """
     y = module.forward(*args, **kwargs)
     inputs = [x for x in (*args, *kwargs.values()) if carries_relevance(x)]
     if inputs and not _gradient_flows(y, inputs):
-        raise UnknownOperation(
+        raise Refusal(
             f"the quantised layer {_name(type(module))} has no backward pass as it runs now, so "
             "relevance would end there. Load the model with a backend that has one (for GPTQ and "
             'AWQ: GPTQConfig(backend="torch") and AwqConfig(backend="torch")), put these layers in '
@@ -90,10 +89,10 @@ def refused_layer(module: nn.Module, *args: Any, **kwargs: Any) -> Tensor:
     """A layer that rounds its activations and whose own gradient is none of a linear map's.
 
     Raises:
-        UnknownOperation: the input carries relevance.
+        Refusal: the input carries relevance.
     """
     if any(map(carries_relevance, (*args, *kwargs.values()))):
-        raise UnknownOperation(
+        raise Refusal(
             f"the layer {_name(type(module))} rounds its activations, and its gradient is not that "
             "of the linear map which it stands for: dequantise the model, or give the layer a rule"
         )
@@ -127,10 +126,11 @@ def _weight_as_multiplied(module: nn.Module) -> Tensor:
     """The weight [out, in] with which a 4-bit layer multiplies: what it makes of unit vectors."""
     import bitsandbytes  # pyright: ignore[reportMissingImports]
 
-    state: Any = module.weight.quant_state
+    weight: Any = module.weight
+    state = weight.quant_state
     with torch.no_grad():
         unit = torch.eye(state.shape[1], dtype=torch.bfloat16)
-        return bitsandbytes.matmul_4bit(unit, module.weight, quant_state=state).t()
+        return bitsandbytes.matmul_4bit(unit, weight, quant_state=state).t()
 
 
 _UNDIFFERENTIABLE = frozenset({"NotImplemented", "WarnNotImplemented"})
@@ -148,7 +148,7 @@ def _gradient_flows(output: Tensor, inputs: list[Tensor]) -> bool:
             reached = True
         elif node not in seen:
             seen.add(node)
-            if node.name() in _UNDIFFERENTIABLE:
+            if node.name().rpartition("::")[2] in _UNDIFFERENTIABLE:
                 return False
             nodes.extend(source for source, _ in node.next_functions if source is not None)
     return reached

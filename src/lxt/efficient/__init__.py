@@ -6,5 +6,6 @@
 """
 
 from lxt.efficient.core import Patch, monkey_patch
+from lxt.efficient.zennit_patches import monkey_patch_zennit
 
-__all__ = ["Patch", "monkey_patch"]
+__all__ = ["Patch", "monkey_patch", "monkey_patch_zennit"]

@@ -23,7 +23,8 @@ from lxt.efficient.models import get_default_map
 from lxt.efficient.patches import apply
 from lxt.efficient.recipe import Recipe
 from lxt.errors import InvalidComposite, InvalidModel
-from lxt.propagation import Propagation, is_inside
+from lxt.mode import is_inside
+from lxt.propagation import Propagation
 
 __all__ = ["Patch", "monkey_patch"]
 

@@ -142,7 +142,7 @@ def patch_cp_attention(module: ModuleType) -> bool:
     return _patch_attention(module, cp_wrap_attention_forward)
 
 
-def _patch_attention(module: ModuleType, wrap: Callable[..., Any]) -> bool:
+def _patch_attention(module: Any, wrap: Callable[..., Any]) -> bool:
     eager = getattr(module, "eager_attention_forward", None)
     if eager is None or not hasattr(module, "ALL_ATTENTION_FUNCTIONS"):
         raise InvalidComposite(

@@ -11,6 +11,7 @@ from __future__ import annotations
 import inspect
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -36,7 +37,7 @@ from lxt.rules.registry import (
     t,
 )
 
-__all__ = ["elementwise", "numeric_slope", "unit"]
+__all__ = ["Elementwise", "elementwise", "numeric_slope", "unit"]
 
 SOURCE = "AttnLRP Eq. 9"
 DEFAULT_SAMPLES = (sample(t(3, 5)),)
@@ -116,7 +117,14 @@ def replaced(
     return x.copy_(y) if inplace else y
 
 
-def elementwise(slope: Callable[..., Tensor], gates: bool = True) -> Family:
+@dataclass(frozen=True)
+class Elementwise(Family):
+    """The rule of an element-wise operation; `gates` as for `elementwise`."""
+
+    gates: bool = True
+
+
+def elementwise(slope: Callable[..., Tensor], gates: bool = True) -> Elementwise:
     """The rule of an element-wise operation whose secant slope is `slope(x, *arguments)`.
 
     `slope` takes the arguments of the operation, but for `inplace`. `gates` says whether CP-LRP
@@ -126,7 +134,7 @@ def elementwise(slope: Callable[..., Tensor], gates: bool = True) -> Family:
     def apply(operation: Operation, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         return replaced(slope, operation, x, args, kwargs, gates)
 
-    return Family(apply, "secant")
+    return Elementwise(apply, "secant", gates)
 
 
 def by_value(gates: bool) -> Callable[..., Tensor]:
@@ -141,10 +149,10 @@ def by_value(gates: bool) -> Callable[..., Tensor]:
     return apply
 
 
-ratio = Family(by_value(gates=True), "ratio")
+ratio = Elementwise(by_value(gates=True), "ratio")
 """For activations, which are gates where they multiply."""
 
-curve = Family(by_value(gates=False), "curve")
+curve = Elementwise(by_value(gates=False), "curve", gates=False)
 """For other functions, which are not."""
 
 
@@ -164,13 +172,8 @@ def random_slope(
     return ratio.function(operation, x, lower, upper, training, *args, **kwargs)
 
 
-@family
-def unit(operation: Operation, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-    """Any element-wise function of its first argument, made of whatever operations, as one unit.
-
-    For a module class or a function that is a composition: Eq. 9 for all of it, where rules for the
-    parts would split relevance between factors that are not two things.
-    """
+def whole(operation: Operation, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+    """The rule `unit`."""
     dtype = x.dtype  # and not x itself, which nothing but autograd may keep
 
     def slope(v: Tensor, *args: Any, **kwargs: Any) -> Tensor:
@@ -181,6 +184,14 @@ def unit(operation: Operation, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         return numeric_slope(f, v, dtype)
 
     return replaced(slope, operation, x, args, kwargs)
+
+
+unit = Elementwise(whole, "unit")
+"""Any element-wise function of its first argument, made of whatever operations, as one unit.
+
+For a module class or a function that is a composition: Eq. 9 for all of it, where rules for the
+parts would split relevance between factors that are not two things.
+"""
 
 
 def activation(

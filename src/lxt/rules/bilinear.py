@@ -62,8 +62,13 @@ def stop_gates(factors: Sequence[Any]) -> list[Any]:
     carrying = sum(map(carries_relevance, factors))
     gates = [carries_relevance(factor) and is_gate(factor) for factor in factors]
     if carrying > 1 and sum(gates) < carrying:
-        factors = [stop(f) if gate else f for f, gate in zip(factors, gates, strict=True)]
-    return share(factors)
+        return [stop(f) if gate else f for f, gate in zip(factors, gates, strict=True)]
+    return list(factors)
+
+
+def share_without_gates(factors: Sequence[Any]) -> list[Any]:
+    """CP-LRP: as `share`, with gates as constants."""
+    return share(stop_gates(factors))
 
 
 def constant_if_carrying(x: Any) -> Any:
@@ -72,7 +77,7 @@ def constant_if_carrying(x: Any) -> Any:
 
 
 # What torch calls the operands of products and quotients, where they are given by name.
-_SECOND = ("other", "mat2", "vec", "vec2", "weight", "tensor")
+SECOND = ("other", "mat2", "vec", "vec2", "weight", "tensor")
 _FACTORS = ("mat1", "mat2", "batch1", "batch2", "mat", "vec", "vec1", "vec2", "tensor1", "tensor2")
 
 
@@ -95,7 +100,7 @@ def replace_operands(
 @family
 def product(operation: Operation, *args: Any, **kwargs: Any) -> Any:
     """A product in any sense (element-wise, matrix, outer): half to each, R_a = a · g_a / 2."""
-    args, kwargs = replace_operands(args, kwargs, 0, _SECOND, share)
+    args, kwargs = replace_operands(args, kwargs, 0, SECOND, share)
     return operation(*args, **kwargs)
 
 
@@ -112,7 +117,7 @@ def weighted(operation: Operation, *args: Any, **kwargs: Any) -> Any:
 @family
 def gated_product(operation: Operation, *args: Any, **kwargs: Any) -> Any:
     """CP-LRP: a factor that a non-linearity put out is a gate, hence constant (Ali et al. 2022)."""
-    args, kwargs = replace_operands(args, kwargs, 0, _SECOND, stop_gates)
+    args, kwargs = replace_operands(args, kwargs, 0, SECOND, share_without_gates)
     return operation(*args, **kwargs)
 
 
@@ -191,7 +196,7 @@ def einsum(equation: str, *operands: Any) -> Tensor:
 
 def gated_einsum(equation: str, *operands: Any) -> Tensor:
     """CP-LRP: as `gated_product`, for an Einstein sum."""
-    return torch.einsum(equation, *stop_gates(listed(operands)))
+    return torch.einsum(equation, *share_without_gates(listed(operands)))
 
 
 @family
@@ -203,7 +208,7 @@ def sum_with_product(operation: Operation, *args: Any, **kwargs: Any) -> Any:
 @family
 def sum_with_gated_product(operation: Operation, *args: Any, **kwargs: Any) -> Any:
     """CP-LRP: as `gated_product`, in a sum."""
-    return _sum_with_product(operation, stop_gates, args, kwargs)
+    return _sum_with_product(operation, share_without_gates, args, kwargs)
 
 
 def _sum_with_product(

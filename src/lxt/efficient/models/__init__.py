@@ -15,18 +15,9 @@ from lxt.composite import Composite
 from lxt.composites import attnlrp, cp_lrp
 from lxt.efficient.patches import apply
 
-__all__ = [
-    "bert",
-    "gemma3",
-    "get_default_map",
-    "gpt2",
-    "llama",
-    "maps",
-    "qwen2",
-    "qwen3",
-    "qwen3_moe",
-    "vit_torch",
-]
+__all__ = ["get_default_map", "maps"]
+
+_TABLES = ("bert", "gemma3", "gpt2", "llama", "qwen2", "qwen3", "qwen3_moe", "vit_torch")
 
 DEFAULTS: dict[str, Composite] = {
     # Attention weights as constants are easier to tune with γ-rules elsewhere.
@@ -49,6 +40,6 @@ def get_default_map(module: ModuleType) -> PatchMap:
 
 def __getattr__(name: str) -> ModuleType:
     """Import a table when it is asked for: each imports the model that it is for."""
-    if name in __all__:
+    if name in _TABLES:
         return importlib.import_module(f"{__name__}.{name}")
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

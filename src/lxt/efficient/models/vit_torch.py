@@ -1,6 +1,6 @@
 """Patch maps for `torchvision.models.vision_transformer`."""
 
-from torchvision.models import vision_transformer
+from torchvision.models import vision_transformer  # pyright: ignore[reportMissingImports]
 
 from lxt.efficient.models import maps
 

@@ -1,0 +1,135 @@
+"""The presets in the explicit formulation, where the gradient of a tensor *is* its relevance.
+
+They stand for the same mathematics as `lxt.attnlrp` and `lxt.cp_lrp`, written down once more: so
+each is the other's proof. Every rule of gradients has an explicit one here, found by the operation
+where the operation decides, and by the rule otherwise.
+"""
+
+from __future__ import annotations
+
+import torch
+
+from lxt import composites
+from lxt.architectures import TRAINING
+from lxt.architectures.quantized import linear
+from lxt.composite import Composite, Rule, Target
+from lxt.errors import InvalidComposite
+from lxt.explicit import operations as explicit
+from lxt.rules import bilinear, normalization
+from lxt.rules.activation import Elementwise
+from lxt.rules.attention import scaled_dot_product_attention, value_only_attention
+from lxt.rules.elementary import constant, passthrough
+from lxt.rules.flex import flex_attention, value_only_flex_attention
+from lxt.rules.linear import lookup
+from lxt.rules.registry import REGISTRY, Family, Operation, in_place, spelled
+
+__all__ = ["attnlrp", "cp_lrp", "explicit_form"]
+
+# What moves values moves their relevance along; these add some up too.
+_MOVES = ("moves values", "picks values", "writes constants", "dropout is off", "its parts")
+_ADDING = ("scatter_add", "index_add", "index_put")
+_SUMS = frozenset(spelled("fold", *_ADDING, *(f"{name}_" for name in _ADDING)))
+
+_FLEX = (
+    'nothing shows the scores inside its kernel; load the model with attn_implementation="eager"'
+)
+
+
+def explicit_form(composite: Composite, epsilon: float = 1e-8) -> Composite:
+    """The explicit form of a composite of gradients.
+
+    A rule that has no explicit counterpart here, such as one of your own, becomes the ε-rule for
+    the linear map that it makes of its operation: R = x ⊙ Jᵀ (R / (y + ε)).
+
+    Args:
+        composite: rules that hand back gradients.
+        epsilon: what stabilises denominators: y + ε.
+
+    Raises:
+        InvalidComposite: the rules hand back relevance already.
+
+    """
+    if composite.formulation != "gradient":
+        raise InvalidComposite(f"{composite.name!r} is in the explicit form already")
+    form = _Form(composite, epsilon)
+    return Composite(
+        {target: form.of(target, rule) for target, rule in composite.items()},
+        name=f"explicit {composite.name}",
+        on_unknown=composite.on_unknown,
+        formulation="relevance",
+    )
+
+
+class _Form:
+    """Explicit rules for those of one composite, with one ε."""
+
+    def __init__(self, composite: Composite, eps: float) -> None:
+        self.composite = composite
+        self.eps = eps
+        product = explicit.uniform_epsilon(eps)
+        self.by_rule: dict[Rule, Rule] = {
+            constant: constant,
+            passthrough: explicit.epsilon(eps),
+            bilinear.product: product,
+            bilinear.weighted: product,
+            linear: explicit.linear(linear, eps),
+            scaled_dot_product_attention: explicit.attention(eps),
+            value_only_attention: explicit.attention(eps, weights_are_constant=True),
+            flex_attention: explicit.refused(_FLEX),
+            value_only_flex_attention: explicit.refused(_FLEX),
+            normalization.layer_norm: explicit.layer_norm(eps),
+            normalization.rms_norm: explicit.uniform,
+            normalization.normalize: explicit.uniform,
+        }
+        self.by_operation: dict[Operation, dict[Rule, Rule]] = {
+            torch.einsum: {bilinear.einsum: product},
+            torch.embedding_bag: {lookup: explicit.refused("it returns more than the sums")},
+        }
+        for operation in spelled("softmax"):
+            self.by_operation[operation] = {passthrough: explicit.softmax}
+        for operation in spelled("mul", "multiply"):
+            self.by_operation[operation] = {
+                bilinear.product: explicit.uniform,
+                bilinear.gated_product: explicit.gated,
+            }
+
+    def of(self, target: Target, rule: Rule) -> Rule:
+        """The explicit form of the rule of a target."""
+        if target in TRAINING or moves(target):
+            return rule
+        plain = not_in_place(target)
+        if plain is not None and plain in self.composite:
+            form = self.of(plain, self.composite[plain])
+            assert isinstance(form, Family)
+            return in_place(form, plain)
+        form = self.by_operation.get(target, {}).get(rule) or self.by_rule.get(rule)  # pyright: ignore[reportArgumentType, reportCallIssue]
+        if form is not None:
+            return form
+        if isinstance(rule, Elementwise):
+            return explicit.identity(self.eps, rule.gates)
+        return explicit.linearised(rule, self.eps)
+
+
+def moves(target: Target) -> bool:
+    """Whether an operation moves values, and their relevance with them."""
+    entry = REGISTRY.get(target)  # pyright: ignore[reportArgumentType, reportCallIssue]
+    return entry is not None and entry.source in _MOVES and target not in _SUMS
+
+
+def not_in_place(target: Target) -> Operation | None:
+    """The operation whose in-place twin a target is, if it is one."""
+    name = getattr(target, "__name__", "")
+    if target not in REGISTRY:
+        return None
+    if name == "__ipow__":
+        return torch.pow
+    if not name.endswith("_") or name.startswith("__"):
+        return None
+    return next((twin for twin in spelled(name[:-1]) if twin in REGISTRY), None)
+
+
+attnlrp = explicit_form(composites.attnlrp)
+"""AttnLRP (Achtibat et al. 2024), in the explicit formulation."""
+
+cp_lrp = explicit_form(composites.cp_lrp)
+"""CP-LRP (Ali et al. 2022), in the explicit formulation."""

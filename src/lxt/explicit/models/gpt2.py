@@ -1,0 +1,13 @@
+"""`transformers.models.gpt2`, and the composites to register on its models."""
+
+from typing import Any
+
+from transformers.models.gpt2 import modeling_gpt2
+
+from lxt.explicit.models import presets
+
+attnlrp, cp_lrp = presets()
+
+
+def __getattr__(name: str) -> Any:
+    return getattr(modeling_gpt2, name)

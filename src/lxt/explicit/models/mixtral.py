@@ -1,0 +1,13 @@
+"""`transformers.models.mixtral`, and the composites to register on its models."""
+
+from typing import Any
+
+from transformers.models.mixtral import modeling_mixtral
+
+from lxt.explicit.models import presets
+
+attnlrp, cp_lrp = presets()
+
+
+def __getattr__(name: str) -> Any:
+    return getattr(modeling_mixtral, name)

@@ -1,0 +1,337 @@
+"""The explicit rules of torch's operations: what relevance, not what gradient, each operand gets.
+
+Relevance of the output comes in, relevance of the operands goes out. Each rule here hands an
+operation, whatever its arguments, to the functions of this package; the value stays the operation's
+own. `composites` says which operation gets which.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.autograd import Function
+from torch.autograd.function import once_differentiable
+
+from lxt.explicit import functional as lf
+from lxt.explicit.check import checked_relevance, is_checking
+from lxt.explicit.rule_functions import uniform_epsilon_lrp_fn, uniform_rule_fn
+from lxt.explicit.rules import epsilon_lrp
+from lxt.gradients import carries_relevance, compute_dtype
+from lxt.rules.activation import replaced
+from lxt.rules.bilinear import SECOND, constant_if_carrying, replace_operands, stop_gates
+from lxt.rules.registry import Family, Operation, Refusal, family, require_constant
+
+__all__ = [
+    "attention",
+    "epsilon",
+    "gated",
+    "identity",
+    "layer_norm",
+    "linear",
+    "linearised",
+    "refused",
+    "softmax",
+    "uniform",
+    "uniform_epsilon",
+]
+
+Rule = Family | Callable[..., Any]
+
+
+# --- calls ----------------------------------------------------------------------------------------
+
+
+class Place:
+    """Where a carrier of relevance stands among the arguments of a call."""
+
+    def __init__(self, index: int) -> None:
+        self.index = index
+
+
+def opened(
+    operation: Operation, args: Sequence[Any], kwargs: dict[str, Any]
+) -> tuple[Callable[..., Any], list[Tensor]]:
+    """A call as a function of the operands that carry relevance, and copies of these operands.
+
+    Most rules keep them, where autograd would not: so a model may write to its own in place.
+    """
+    carriers: list[Tensor] = []
+
+    def take(value: Any) -> Any:
+        if carries_relevance(value):
+            carriers.append(value.clone())
+            return Place(len(carriers) - 1)
+        if isinstance(value, list | tuple) and type(value) in (list, tuple):
+            return type(value)(take(item) for item in value)
+        return value
+
+    places = [take(value) for value in args]
+    named = {name: take(value) for name, value in kwargs.items()}
+
+    def call(*operands: Any) -> Any:
+        def fill(value: Any) -> Any:
+            if isinstance(value, Place):
+                return operands[value.index]
+            if type(value) in (list, tuple):
+                return type(value)(fill(item) for item in value)
+            return value
+
+        return operation(*map(fill, places), **{name: fill(v) for name, v in named.items()})
+
+    call.__name__ = getattr(operation, "__name__", "operation")
+    return call, carriers
+
+
+# --- linear maps, and products --------------------------------------------------------------------
+
+
+def epsilon(eps: float) -> Family:
+    """The ε-rule for what is linear in each operand: R_i = x_i ⊙ Jᵢᵀ (R / (y + ε)) (Eq. 8)."""
+
+    def apply(operation: Operation, *args: Any, **kwargs: Any) -> Any:
+        call, carriers = opened(operation, args, kwargs)
+        return epsilon_lrp(call, eps, *carriers) if carriers else operation(*args, **kwargs)
+
+    return Family(apply, "epsilon")
+
+
+def linearised(rule: Rule, eps: float) -> Rule:
+    """The ε-rule for the linear map that a rule of gradients makes of an operation."""
+    if not isinstance(rule, Family):
+        linearised_rule = epsilon(eps).bind(rule)
+        linearised_rule.__name__ = "linearised"  # pyright: ignore[reportAttributeAccessIssue]
+        return linearised_rule
+
+    def apply(operation: Operation, *args: Any, **kwargs: Any) -> Any:
+        return epsilon(eps).function(rule.bind(operation), *args, **kwargs)
+
+    return Family(apply, "linearised")
+
+
+def linear(rule: Family, eps: float) -> Family:
+    """`F.linear`: a product, where the weight is a plain tensor, else as `rule` linearises it."""
+    product, by_rule = uniform_epsilon(eps), linearised(rule, eps)
+    assert isinstance(by_rule, Family)
+
+    def apply(operation: Operation, *args: Any, **kwargs: Any) -> Any:
+        weight = kwargs.get("weight", args[1] if len(args) > 1 else None)
+        is_plain = type(weight) in (Tensor, torch.nn.Parameter)
+        return (product if is_plain else by_rule).function(operation, *args, **kwargs)
+
+    return Family(apply, "linear")
+
+
+def uniform_epsilon(eps: float) -> Family:
+    """The uniform and the ε-rule for a sum of products of N operands (Prop. 3.3)."""
+
+    def apply(operation: Operation, *args: Any, **kwargs: Any) -> Any:
+        call, carriers = opened(operation, args, kwargs)
+        if not carriers:
+            return operation(*args, **kwargs)
+        return uniform_epsilon_lrp_fn.apply(call, eps, *carriers)
+
+    return Family(apply, "uniform_epsilon")
+
+
+@family
+def uniform(operation: Operation, *args: Any, **kwargs: Any) -> Any:
+    """The uniform rule for an element-wise product of N operands: R / N to each (Prop. 3.2).
+
+    With one operand it is the identity rule, for what only scales it: a norm (Prop. 3.4).
+    """
+    call, carriers = opened(operation, args, kwargs)
+    return uniform_rule_fn.apply(call, *carriers) if carriers else operation(*args, **kwargs)
+
+
+@family
+def gated(operation: Operation, *args: Any, **kwargs: Any) -> Any:
+    """CP-LRP: as `uniform`, with a factor that a non-linearity put out as a constant."""
+    args, kwargs = replace_operands(args, kwargs, 0, SECOND, stop_gates)
+    return uniform.function(operation, *args, **kwargs)
+
+
+# --- non-linearities ------------------------------------------------------------------------------
+
+
+def identity(eps: float, gates: bool = True) -> Family:
+    """The identity rule for an element-wise function: R_x = R (Eq. 9).
+
+    Where f(0) ≠ 0 that part of the value, which x has no hand in, absorbs:
+    R_x = R · (f(x) − f(0)) / (f(x) + ε).
+    """
+
+    def apply(operation: Operation, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        dtype = x.dtype  # and not x itself, which nothing but autograd may keep
+
+        def share(v: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+            def f(u: Tensor) -> Tensor:
+                return operation(u.to(dtype), *args, **kwargs).to(u.dtype)
+
+            offset = f(torch.zeros_like(v))
+            if is_checking() or not offset.any():
+                return torch.ones_like(v)
+            y = f(v)
+            return torch.where(offset == 0, 1.0, (y - offset) / (y + eps))
+
+        return replaced(share, operation, x, args, kwargs, gates)
+
+    return Family(apply, "identity")
+
+
+@family
+def softmax(
+    operation: Operation, input: Tensor, dim: int | None = None, *args: Any, **kwargs: Any
+) -> Tensor:
+    """Softmax by its Taylor expansion (Prop. 3.1); a cast before it moves values."""
+    if not input.requires_grad:
+        return operation(input, dim, *args, **kwargs)
+    if dim is None:
+        raise Refusal("it doesn't say which dimension sums to one: give dim")
+    # torch.softmax(x, dim, dtype), F.softmax(x, dim, stacklevel, dtype)
+    dtypes = [given for given in (*args, kwargs.get("dtype")) if isinstance(given, torch.dtype)]
+    return lf.softmax(input.clone().to(dtypes[0]) if dtypes else input.clone(), dim)
+
+
+# --- several operations as one --------------------------------------------------------------------
+
+
+class explained_fn(Function):  # noqa: N801 - named as the other Functions
+    """apply(value, explicit, *operands): the value of one function, the relevance by another.
+
+    Both take the operands and have the same value; the second is made of explicit functions.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, value: Any, explicit: Any, *operands: Any) -> Tensor:
+        """Keep the operands only: the explicit functions run in the backward pass."""
+        ctx.explicit = explicit
+        ctx.save_for_backward(*operands)
+        return value(*operands)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *out_relevance: Tensor) -> Any:  # pyright: ignore[reportIncompatibleMethodOverride]
+        """The relevance that the explicit functions hand back."""
+        leaves = [x.detach().requires_grad_() for x in ctx.saved_tensors]
+        if is_checking():  # as a whole: its own constants, masked scores, are on no path
+            shares = checked_relevance("explained_fn", out_relevance, leaves)
+            return None, None, *shares
+        with torch.enable_grad():
+            y = ctx.explicit(*leaves)
+        relevances = torch.autograd.grad(y, leaves, out_relevance, allow_unused=True)
+        return None, None, *relevances
+
+
+def explained(
+    operation: Operation,
+    explicit: Callable[..., Tensor],
+    args: Sequence[Any],
+    kwargs: dict[str, Any],
+) -> Any:
+    """The value of `operation`, and the relevance that `explicit`, of the same call, hands back."""
+    call, carriers = opened(operation, args, kwargs)
+    if not carriers:
+        return operation(*args, **kwargs)
+    # Constants may be parameters, which require grad again when the backward pass runs.
+    args = [x.detach() if isinstance(x, Tensor) and not x.requires_grad else x for x in args]
+    return explained_fn.apply(call, opened(explicit, args, kwargs)[0], *carriers)
+
+
+def attention(eps: float, weights_are_constant: bool = False) -> Callable[..., Tensor]:
+    """Scaled dot-product attention as softmax(q kᵀ · scale + mask) v, part by part.
+
+    In CP-LRP the attention weights are constants (Ali et al. 2022).
+    """
+
+    def explicit(
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        attn_mask: Tensor | None = None,
+        is_causal: bool = False,
+        scale: float | None = None,
+        enable_gqa: bool = False,
+    ) -> Tensor:
+        if enable_gqa:
+            groups = query.shape[-3] // key.shape[-3]
+            key, value = (x.repeat_interleave(groups, -3) for x in (key, value))
+        factor = query.shape[-1] ** -0.5 if scale is None else scale
+        wide = compute_dtype(query.dtype)
+        query, key, value = (x.to(wide) for x in (query, key, value))
+        scores = lf.mul2(lf.matmul(query, key.mT, epsilon=eps), factor)
+        if is_causal:
+            attn_mask = torch.ones_like(scores, dtype=torch.bool).tril()
+        if attn_mask is not None and attn_mask.dtype is torch.bool:
+            scores = scores.masked_fill(~attn_mask, -torch.inf)
+        elif attn_mask is not None:
+            scores = lf.add2(scores, attn_mask.to(wide), epsilon=eps)
+        # A query that sees no key has no weights at all.
+        blind = scores.isneginf().all(-1, keepdim=True)
+        weights = lf.softmax(scores.masked_fill(blind, 0.0), -1).masked_fill(blind, 0.0)
+        return lf.matmul(weights, value, epsilon=eps)
+
+    def rule(
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        attn_mask: Tensor | None = None,
+        dropout_p: float = 0.0,
+        is_causal: bool = False,
+        **kwargs: Any,
+    ) -> Tensor:
+        operands = [query, key, value, attn_mask]
+        if weights_are_constant:
+            query, key, attn_mask = map(constant_if_carrying, (query, key, attn_mask))
+            operands = [query, key, value, attn_mask]
+        named = {"is_causal": is_causal, **kwargs}
+        dtype = query.dtype
+
+        def in_its_dtype(*args: Any, **kwargs: Any) -> Tensor:
+            return explicit(*args, **kwargs).to(dtype)
+
+        return explained(
+            lambda q, k, v, mask, **named: F.scaled_dot_product_attention(q, k, v, mask, **named),
+            in_its_dtype,
+            operands,
+            named,
+        )
+
+    return rule
+
+
+def layer_norm(epsilon: float) -> Callable[..., Tensor]:
+    """Layer norm by `functional.layer_norm`, over however many dimensions."""
+
+    def rule(
+        input: Tensor,
+        normalized_shape: Sequence[int],
+        weight: Tensor | None = None,
+        bias: Tensor | None = None,
+        eps: float = 1e-5,
+        *rest: Any,
+    ) -> Tensor:
+        require_constant(weight=weight, bias=bias)
+        if not input.requires_grad:
+            return F.layer_norm(input, normalized_shape, weight, bias, eps)
+        dims = len(normalized_shape)
+        flat_weight, flat_bias = (None if p is None else p.flatten() for p in (weight, bias))
+        return lf.layer_norm_grad_fn.apply(
+            input.clone().flatten(-dims), flat_weight, flat_bias, eps, epsilon
+        ).unflatten(-1, tuple(normalized_shape))
+
+    return rule
+
+
+def refused(reason: str) -> Family:
+    """For an operation that no explicit rule covers."""
+
+    def apply(operation: Operation, *args: Any, **kwargs: Any) -> Any:
+        if any(map(carries_relevance, (*args, *kwargs.values()))):
+            raise Refusal(reason)
+        return operation(*args, **kwargs)
+
+    return Family(apply, "refused")
