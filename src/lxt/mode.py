@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -22,7 +22,7 @@ from lxt.unknown import unknown_node, unknown_operation
 if TYPE_CHECKING:
     from lxt.propagation import Propagation
 
-__all__ = ["RuleMode", "in_force", "is_inside"]
+__all__ = ["RuleMode", "in_force", "is_inside", "outside_rules"]
 
 _FUNCTION_APPLY = torch.autograd.Function.apply.__func__.__code__
 
@@ -35,6 +35,14 @@ class _InForce(threading.local):
 
 
 in_force = _InForce()
+
+
+@contextmanager
+def outside_rules() -> Iterator[None]:
+    """Run operations as they are, within a forward that is under rules."""
+    mode = in_force.mode
+    with mode.suspended() if mode is not None else nullcontext():
+        yield
 
 
 def is_inside() -> bool:

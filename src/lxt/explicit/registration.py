@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from lxt.callsite import describe_callsite
+from lxt.callsite import caller, describe_callsite
 from lxt.composite import Composite, matches, rule_name, target_name
 from lxt.errors import UnmappedOperationWarning
 from lxt.explicit import functional as lf
@@ -267,10 +267,12 @@ class _Unmapped:
             self._warned = True
             model = self._model()
             where = f"\n{describe_callsite(model)}" if model is not None else ""
-            warnings.warn(
+            frame = caller()
+            warnings.warn_explicit(
                 f"{target_name(operation)} is not in the layer map, and its plain gradient is no "
                 f"relevance{where}",
                 UnmappedOperationWarning,
-                stacklevel=2,
+                frame.f_code.co_filename,
+                frame.f_lineno,
             )
         return result

@@ -19,6 +19,7 @@ from torch.autograd.function import once_differentiable
 from lxt.errors import InvalidRule
 from lxt.explicit.check import conservation_check_wrap
 from lxt.explicit.functions import _stabilize, precision
+from lxt.mode import outside_rules
 
 Fn = Callable[..., Any]
 
@@ -50,7 +51,7 @@ def _leaves(operands: Sequence[Any], carried: Sequence[bool]) -> list[Any]:
 def _with_graph(ctx: Any, fn: Fn, inputs: tuple[Any, ...], carried: Sequence[bool]) -> Tensor:
     """A copy of fn(*inputs), whose graph from fresh leaves is put on `ctx`."""
     leaves = _leaves(inputs, carried)
-    with torch.set_grad_enabled(any(carried)):
+    with torch.set_grad_enabled(any(carried)), outside_rules():
         output = _tensor(fn, fn(*leaves))
     if not any(carried) or not output.requires_grad:
         output = output.detach().clone()
