@@ -5,6 +5,7 @@ import gc
 import importlib
 import json
 import threading
+import warnings
 import weakref
 from functools import partial
 from pathlib import Path
@@ -43,7 +44,13 @@ from lxt.efficient.patches import (
     rms_norm_forward,
 )
 from lxt.efficient.rules import divide_gradient, identity_rule_implicit, stop_gradient
-from lxt.errors import AlreadyRegistered, InvalidComposite, InvalidModel, UnknownOperation
+from lxt.errors import (
+    AlreadyRegistered,
+    InvalidComposite,
+    InvalidModel,
+    UnknownOperation,
+    UnusedCompositeWarning,
+)
 
 DATA = Path(__file__).parent / "data" / "golden"
 CASES = sorted(path.stem for path in DATA.glob("*-*-*.json"))
@@ -222,6 +229,23 @@ def test_generation_and_training_mode_and_checkpointing() -> None:
     # Recomputed under the rules, after the patch is gone.
     (gradient,) = torch.autograd.grad(logits[example.output_mask].sum(), example.leaf)
     assert difference((example.leaf * gradient).detach(), expected) <= 1e-12
+
+
+def test_training_a_patched_model_warns_that_its_parameters_are_constants() -> None:
+    model = zoo.build("llama", training=True)
+    ids = torch.arange(3, 9)[None]
+    with monkey_patch(modeling_llama):
+        with pytest.warns(UnusedCompositeWarning, match="parameters are constants"):
+            output = model(ids, labels=ids)
+        assert not output.loss.requires_grad
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            model(ids)  # once is enough
+            with torch.no_grad():
+                zoo.build("llama")(ids)
+            zoo.build("llama").requires_grad_(False)(ids)
+    model(ids, labels=ids).loss.backward()
+    assert all(parameter.grad is not None for parameter in model.parameters())
 
 
 # --- handles --------------------------------------------------------------------------------------
@@ -601,3 +625,35 @@ def test_norm_forwards_keep_the_value(forward: Any) -> None:
     with lxt.attnlrp.context(copied):
         (expected,) = torch.autograd.grad(copied(x).sum(), x)
     assert torch.allclose(torch.autograd.grad(forward(norm, x).sum(), x)[0], expected, atol=1e-6)
+
+
+# --- all of transformers --------------------------------------------------------------------------
+
+NO_MODELS = {"transformers.models.auto.modeling_auto"}  # a table of other modules' models
+
+
+def modeling_modules() -> list[str]:
+    models = Path(transformers.__file__).parent / "models"
+    return sorted(
+        f"transformers.models.{path.parent.name}.{path.stem}"
+        for path in models.glob("*/modeling_*.py")
+    )
+
+
+def test_every_module_of_models_in_transformers_can_be_patched_and_restored() -> None:
+    patched = 0
+    for name in modeling_modules():
+        try:
+            module = importlib.import_module(name)
+        except ImportError:  # it needs a package that is not here, such as torchaudio
+            continue
+        if name in NO_MODELS:
+            continue
+        classes = classes_of(module)
+        before = attributes(module, *classes)
+        with monkey_patch(module) as patch:
+            assert patch.composite is lxt.attnlrp
+            assert attributes(module, *classes) != before
+        assert attributes(module, *classes) == before
+        patched += 1
+    assert patched > 500

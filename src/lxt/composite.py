@@ -27,6 +27,7 @@ __all__ = [
     "Rule",
     "Target",
     "matches",
+    "nothing_to_explain",
     "rule_name",
     "target_name",
 ]
@@ -200,12 +201,7 @@ class Composite(Mapping[Target, Rule]):
                 "call the registered model itself, not a part or another method of it"
             )
         elif propagation.carried_relevance is False:
-            problem = (
-                f"nothing that {type(model).__name__} put out under {self.name!r} depends on a "
-                "tensor that requires grad (parameters are constants here): give it a leaf to "
-                "explain, such as x = model.get_input_embeddings()(ids).detach().requires_grad_() "
-                "as inputs_embeds"
-            )
+            problem = nothing_to_explain(model, self)
         if problem:
             warnings.warn(problem, UnusedCompositeWarning, stacklevel=3)
 
@@ -267,6 +263,15 @@ class Composite(Mapping[Target, Rule]):
                 text = text[:60].rsplit(", ", 1)[0] + f", … ({len(names)} in all)"
             lines.append(f"  {label:<20} {text}")
         return "\n".join(lines)
+
+
+def nothing_to_explain(model: nn.Module, composite: Composite) -> str:
+    """The warning for a forward pass that no relevance can flow through."""
+    return (
+        f"nothing that {type(model).__name__} put out under {composite.name!r} depends on a tensor "
+        "that requires grad (parameters are constants here): give it a leaf to explain, such as "
+        "x = model.get_input_embeddings()(ids).detach().requires_grad_() as inputs_embeds"
+    )
 
 
 def rule_name(rule: Rule) -> str:

@@ -18,11 +18,11 @@ from typing import Any
 import torch
 from torch import nn
 
-from lxt.composite import Composite
+from lxt.composite import Composite, nothing_to_explain
 from lxt.efficient.models import get_default_map
 from lxt.efficient.patches import apply
 from lxt.efficient.recipe import Recipe
-from lxt.errors import InvalidComposite, InvalidModel
+from lxt.errors import InvalidComposite, InvalidModel, UnusedCompositeWarning
 from lxt.mode import is_inside
 from lxt.propagation import Propagation
 
@@ -243,10 +243,18 @@ class _ClassEntrance:
             if not torch.is_grad_enabled() or is_inside() or _is_others(type(self), cls):
                 return original(self, *args, **kwargs)
             propagation = propagations.get(self)
+            is_first = propagation is None
             if propagation is None:
                 propagation = Propagation(self, composite, composite.on_unknown, registered=False)
                 propagations[self] = propagation
-            return propagation.run(original.__get__(self), args, kwargs)
+            output = propagation.run(original.__get__(self), args, kwargs)
+            trains = any(parameter.requires_grad for parameter in self.parameters())
+            if is_first and trains and not propagation.carried_relevance:
+                # Whoever trains it, or waits for gradients inside, gets none.
+                warnings.warn(
+                    nothing_to_explain(self, composite), UnusedCompositeWarning, stacklevel=2
+                )
+            return output
 
         self._forward = forward
         cls.forward = forward
