@@ -10,7 +10,7 @@ import re
 import runpy
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import matplotlib as mpl
@@ -28,10 +28,12 @@ Run = Callable[..., str]
 
 
 @pytest.fixture
-def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
+def run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> Iterator[Run]:
     """Run a script as `python examples/NAME.py` does; what it printed."""
 
-    def run(name: str, *options: str) -> str:
+    def execute(name: str, *options: str) -> str:
         monkeypatch.syspath_prepend(EXAMPLES)
         monkeypatch.setattr(sys, "argv", [f"{name}.py", *options, "--out", str(tmp_path)])
         with mpl.rc_context({"backend": "agg"}):
@@ -40,7 +42,9 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureF
         assert not _patched, "a script left a patch behind"
         return capsys.readouterr().out
 
-    return run
+    yield execute
+    for patch in list(_patched.values()):  # of a script that failed
+        patch.remove()
 
 
 def numbers(text: str) -> list[float]:
@@ -74,9 +78,11 @@ def test_llama_quickstart(
     run: Run, options: list[str], smollm2: lxt.LoadedModel, tmp_path: Path
 ) -> None:
     out = run("llama_quickstart", *options)
-    assert "' Ada' with a logit of 14.26" in out
+    assert "' Ada'" in line(out, "prediction")
+    assert numbers(line(out, "prediction")) == pytest.approx([14.26], abs=0.05)
     first, *_ = out.partition("most for it:\n")[2].splitlines()
-    assert first.split() == ["+3.47", "'", "Ada'", "(token", "19)"]  # its copy in the passage
+    assert "' Ada' (token 19)" in first  # its copy in the passage
+    assert numbers(first)[0] == pytest.approx(3.47, abs=0.05)
     (page,) = PdfReader(tmp_path / "llama.pdf").pages
     assert "lighthouse" in page.extract_text()
 
@@ -117,7 +123,8 @@ def test_other_architectures(run: Run, family: str) -> None:
         row = line(out, composite)
         assert "forward identical: True" in row
         assert numbers(row)[0] >= 90
-    assert numbers(line(out, "gradient"))[0] < 85  # so the task tells methods apart
+    found = {name: numbers(line(out, name))[0] for name in ("attnlrp", "gradient")}
+    assert found["gradient"] < found["attnlrp"] - 5  # so the task tells methods apart
     mixtures = re.findall(r"its experts carried (.*)", out)
     assert len(mixtures) == (2 if family in ("qwen3_moe", "mixtral") else 0)
     for mixture in mixtures:
@@ -142,8 +149,8 @@ def test_softmax_temperature(run: Run, smollm2: lxt.LoadedModel, tmp_path: Path)
     out = run("softmax_temperature")
     rows = out.splitlines()[1:]
     assert all("most: ' Ada'" in row for row in rows)
-    assert "probability 0.403" in out
-    assert numbers(line(out, "T=1 "))[0] == 0.403
+    probability = numbers(line(out, "prediction ' Ada', probability"))
+    assert numbers(line(out, "T=1 "))[:1] == probability == pytest.approx([0.403], abs=0.005)
     received = [numbers(row.partition("Σ|R|")[2])[0] for row in rows]
     assert received == sorted(received, reverse=True)
     files = {path.name for path in tmp_path.glob("softmax_*.pdf")}

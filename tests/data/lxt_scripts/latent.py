@@ -9,6 +9,9 @@ from lxt.efficient import monkey_patch
 
 monkey_patch(modeling_llama)
 model = modeling_llama.LlamaForCausalLM.from_pretrained(sys.argv[1])
+if sys.argv[2] == "checkpointing":
+    model.train()
+    model.gradient_checkpointing_enable()
 for parameter in model.parameters():
     parameter.requires_grad = False
 
