@@ -263,7 +263,7 @@ def rules_used(model: nn.Module, run: Callable[[], Any]) -> set[Any]:
     def spying(target: Any, rule: Any) -> Any:
         def spy(operation: Any, *args: Any, **kwargs: Any) -> Any:
             result = bound(rule, operation)(*args, **kwargs)
-            from lxt.opaque import tensors_in
+            from lxt.engine.opaque import tensors_in
 
             if any(tensor.grad_fn is not None for tensor in tensors_in(result)):
                 used.add(target)

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.autograd import Function
 
-from lxt.nodes import hands_on
+from lxt.engine.nodes import hands_on
 
 __all__ = [
     "carries_relevance",

@@ -20,14 +20,14 @@ from torch import nn
 from torch.nn.parameter import is_lazy
 
 from lxt.composite import Composite, OnUnknown, Rule, target_name
+from lxt.engine.mode import RuleMode, in_force
+from lxt.engine.opaque import tensors_in
+from lxt.engine.parameters import ConstantParameters
+from lxt.engine.standins import StandIn
+from lxt.engine.verify import verified
 from lxt.errors import AlreadyRegistered, InvalidModel
-from lxt.mode import RuleMode, in_force
-from lxt.opaque import tensors_in
-from lxt.parameters import ConstantParameters
 from lxt.rules.elementary import Unfolded, composed, passthrough
 from lxt.rules.registry import Family
-from lxt.standins import StandIn
-from lxt.verify import verified
 
 __all__ = ["Propagation"]
 

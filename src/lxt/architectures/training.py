@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import Tensor
 
-from lxt.callsite import caller
+from lxt.engine.callsite import caller
 
 __all__ = ["TRAINING"]
 

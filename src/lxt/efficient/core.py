@@ -22,8 +22,8 @@ from lxt.composite import Composite, nothing_to_explain
 from lxt.efficient.models import get_default_map
 from lxt.efficient.patches import apply
 from lxt.efficient.recipe import Recipe
+from lxt.engine.mode import is_inside
 from lxt.errors import InvalidComposite, InvalidModel, UnusedCompositeWarning
-from lxt.mode import is_inside
 from lxt.propagation import Propagation
 
 __all__ = ["Patch", "monkey_patch"]

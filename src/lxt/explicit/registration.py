@@ -15,14 +15,14 @@ from typing import Any
 import torch
 from torch import nn
 
-from lxt.callsite import caller, describe_callsite
 from lxt.composite import Composite, matches, rule_name, target_name
+from lxt.engine.callsite import caller, describe_callsite
+from lxt.engine.opaque import tensors_in
 from lxt.errors import UnmappedOperationWarning
 from lxt.explicit import functional as lf
 from lxt.explicit.composites import moves, not_in_place
 from lxt.explicit.modules import INIT_MODULE_MAPPING, MultiheadAttention_CP
 from lxt.gradients import carries_relevance
-from lxt.opaque import tensors_in
 from lxt.rules.elementary import passthrough
 from lxt.rules.registry import REGISTRY, Family, Operation, Refusal, in_place, spelled
 

@@ -16,10 +16,10 @@ from torch import Tensor
 from torch.autograd import Function
 from torch.autograd.function import once_differentiable
 
+from lxt.engine.mode import outside_rules
 from lxt.errors import InvalidRule
 from lxt.explicit.check import conservation_check_wrap
 from lxt.explicit.functions import _stabilize, precision
-from lxt.mode import outside_rules
 
 Fn = Callable[..., Any]
 

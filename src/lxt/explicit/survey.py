@@ -11,13 +11,13 @@ from rich.table import Table
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from lxt.callsite import innermost_module
 from lxt.composite import Composite, rule_name, target_name
+from lxt.engine.callsite import innermost_module
+from lxt.engine.opaque import tensors_in
 from lxt.errors import InvalidInput
 from lxt.explicit.composites import moves
 from lxt.explicit.registration import UNMAPPED, Registration
 from lxt.gradients import carries_relevance
-from lxt.opaque import tensors_in
 from lxt.rules.elementary import passthrough
 from lxt.rules.registry import REGISTRY
 

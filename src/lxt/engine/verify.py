@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from lxt.engine.opaque import tensors_in
 from lxt.errors import InvalidComposite
-from lxt.opaque import tensors_in
 
 __all__ = ["verified"]
 

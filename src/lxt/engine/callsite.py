@@ -13,7 +13,7 @@ from torch import nn
 
 __all__ = ["caller", "describe_callsite", "innermost_module"]
 
-_LIBRARIES = (str(Path(__file__).parent), str(Path(torch.__file__).parent))
+_LIBRARIES = (str(Path(__file__).parents[1]), str(Path(torch.__file__).parent))
 
 
 def _frames() -> Iterator[FrameType]:

@@ -12,12 +12,12 @@ import torch
 from torch import nn
 from torch.overrides import TorchFunctionMode
 
-from lxt.checkpoint import reenter_checkpoint
+from lxt.engine.checkpoint import reenter_checkpoint
+from lxt.engine.opaque import OpaqueOperations
+from lxt.engine.unknown import unknown_node, unknown_operation
 from lxt.errors import UnknownOperation
-from lxt.opaque import OpaqueOperations
 from lxt.rules.elementary import Unfolded
 from lxt.rules.registry import Refusal
-from lxt.unknown import unknown_node, unknown_operation
 
 if TYPE_CHECKING:
     from lxt.propagation import Propagation

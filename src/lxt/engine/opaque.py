@@ -16,8 +16,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from lxt.engine.nodes import hands_on
 from lxt.errors import ReentrantCheckpoint, UnknownOperation
-from lxt.nodes import hands_on
 
 __all__ = ["OpaqueOperations", "tensors_in"]
 
