@@ -5,6 +5,9 @@
 >>> print(lxt.explain(model, "The capital of France is", tokenizer=tokenizer))
 """
 
+import importlib
+from typing import Any
+
 from lxt import errors, gradients, rules
 from lxt._version import __version__
 from lxt.composite import ClassPath, Composite, OperatorName
@@ -36,3 +39,11 @@ __all__ = [
     "load_model",
     "rules",
 ]
+
+_SUBPACKAGES = ("efficient", "explicit", "utils")
+
+
+def __getattr__(name: str) -> Any:
+    if name in _SUBPACKAGES:  # imported when they are first asked for
+        return importlib.import_module(f"lxt.{name}")
+    raise AttributeError(f"module 'lxt' has no attribute {name!r}")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 from torch import nn
 
+from lxt.engine.nodes import Formulation
 from lxt.errors import InvalidComposite, UnusedCompositeWarning
 from lxt.rules.registry import Family, operation_name
 
@@ -28,12 +29,12 @@ __all__ = [
     "Target",
     "matches",
     "nothing_to_explain",
+    "require_names",
     "rule_name",
     "target_name",
 ]
 
 OnUnknown = Literal["error", "gradient"]
-Formulation = Literal["gradient", "relevance"]
 
 
 @dataclass(frozen=True)
@@ -72,8 +73,9 @@ class Composite(Mapping[Target, Rule]):
     Targets are torch functions (`torch.nn.functional.silu`, or
     `OperatorName("library::operator")`), module classes (`MyActivation`, or
     `ClassPath("package.module.MyActivation")`), and module names as shell patterns
-    (`"layers.*.mlp.act_fn"`), matched against the end of a module's path. A name is preferred to a
-    class, and a class to the functions that its forward calls.
+    (`"layers.*.mlp.act_fn"`), matched against the end of a module's path; with a leading slash a
+    name is the whole path and no pattern (`"/lm_head"`). A name is preferred to a class, and a
+    class to the functions that its forward calls.
 
     Each spelling of an operation is a target by itself: `torch.sigmoid` is not `Tensor.sigmoid`.
     `dict.fromkeys(lxt.rules.spelled("sigmoid"), rule)` has all.
@@ -94,7 +96,7 @@ class Composite(Mapping[Target, Rule]):
 
     """
 
-    __slots__ = ("_names", "_rules", "formulation", "name", "on_unknown")
+    __slots__ = ("_names", "_patterns", "_rules", "formulation", "name", "on_unknown")
 
     def __init__(
         self,
@@ -108,7 +110,9 @@ class Composite(Mapping[Target, Rule]):
             _check(target, rule)
         self._rules: Mapping[Target, Rule] = MappingProxyType(dict(rules))
         # later ones first, since they are preferred
-        self._names = tuple(target for target in reversed(list(rules)) if isinstance(target, str))
+        patterns = [target for target in reversed(list(rules)) if isinstance(target, str)]
+        self._names = tuple(patterns)
+        self._patterns = tuple(name for name in patterns if not name.startswith("/"))
         self.name = name
         self.on_unknown: OnUnknown = _checked(on_unknown)
         if formulation not in ("gradient", "relevance"):
@@ -214,7 +218,9 @@ class Composite(Mapping[Target, Rule]):
 
     def named_rule(self, name: str) -> Rule | None:
         """The rule for the module at path `name` of a model, or None if no pattern matches it."""
-        for pattern in self._names:
+        if (rule := self._rules.get(f"/{name}")) is not None:
+            return rule
+        for pattern in self._patterns:
             if matches(name, pattern):
                 return self._rules[pattern]
         return None
@@ -239,14 +245,7 @@ class Composite(Mapping[Target, Rule]):
         Raises:
             InvalidComposite: one doesn't; the message shows names that there are.
         """
-        names = [name for name, _ in model.named_modules(remove_duplicate=False)]
-        for pattern in self._names:
-            if not any(matches(name, pattern) for name in names):
-                near = difflib.get_close_matches(pattern, names, n=1, cutoff=0)
-                raise InvalidComposite(
-                    f"no module of {type(model).__name__} matches {pattern!r}: there is, "
-                    f"for instance, {(near or names)[0]!r}"
-                )
+        require_names(model, self._names)
 
     def __repr__(self) -> str:
         return f"Composite({self.name!r}, {len(self)} targets, on_unknown={self.on_unknown!r})"
@@ -293,8 +292,26 @@ def _operator_name(function: Any) -> str | None:
     return getattr(function, "_qualified_op_name", None)
 
 
+def require_names(model: nn.Module, patterns: Iterable[str]) -> None:
+    """Make sure that each pattern fits the path of some module.
+
+    Raises:
+        InvalidComposite: one doesn't; the message shows names that there are.
+    """
+    names = [name for name, _ in model.named_modules(remove_duplicate=False)]
+    for pattern in patterns:
+        if not any(matches(name, pattern) for name in names):
+            near = difflib.get_close_matches(pattern, names, n=1, cutoff=0)
+            raise InvalidComposite(
+                f"no module of {type(model).__name__} matches {pattern!r}: there is, "
+                f"for instance, {(near or names)[0]!r}"
+            )
+
+
 def matches(name: str, pattern: str) -> bool:
     """Whether a module's path fits a pattern, all of it or its end."""
+    if pattern.startswith("/"):
+        return name == pattern[1:]
     parts = name.split(".")
     length = pattern.count(".") + 1
     return fnmatchcase(name, pattern) or fnmatchcase(".".join(parts[-length:]), pattern)

@@ -25,7 +25,7 @@ from lxt.engine.opaque import tensors_in
 from lxt.engine.parameters import ConstantParameters
 from lxt.engine.standins import StandIn
 from lxt.engine.verify import verified
-from lxt.errors import AlreadyRegistered, InvalidModel
+from lxt.errors import AlreadyRegistered, InvalidComposite, InvalidModel
 from lxt.rules.elementary import Unfolded, composed, passthrough
 from lxt.rules.registry import Family
 
@@ -72,6 +72,8 @@ class Propagation:
         """Whether the model's forward has run since, with gradients or without."""
         self.carried_relevance: bool | None = None
         """Whether its output depended on a leaf; None until it has run with gradients."""
+        self.on_plain: Callable[[str], None] | None = None
+        """Told of each operation that is left to autograd because `on_unknown` is "gradient"."""
         self._entrance: _Entrance | None = None
         if registered:
             for module in model.modules():
@@ -124,6 +126,12 @@ class Propagation:
     def active(self) -> Iterator[RuleMode]:
         """Put the rules in force in this thread, for a forward pass or a checkpoint's rerun."""
         outer = in_force.mode
+        if outer is not None and outer.formulation != self.composite.formulation:
+            raise InvalidComposite(
+                f"{type(self.model).__name__} is under {self.composite.name!r}, whose rules hand "
+                f"back {self.composite.formulation}, within a model under "
+                f"{outer.propagation.composite.name!r}, whose rules hand back {outer.formulation}"
+            )
         mode = RuleMode(self)
         with self._prepared(), outer.suspended() if outer else nullcontext(), mode:
             in_force.mode = mode
@@ -165,7 +173,7 @@ class Propagation:
                 with ExitStack() as undo:
                     undo.callback(ConstantParameters(self.model).release)
                     for module, rule in self._module_targets():
-                        undo.callback(_Unit(module, self, rule).remove)
+                        undo.callback(_Unit.install(module, self, rule).release, self)
                     self._undo = undo.pop_all()
             self._depth += 1
         try:
@@ -252,22 +260,56 @@ def _propagation_of(module: nn.Module) -> Propagation | None:
 class _Entrance(StandIn):
     """The way into the model: the rules are in force from here until the forward returns."""
 
+    def __init__(self, module: nn.Module, propagation: Propagation) -> None:
+        super().__init__(module)
+        self.propagation: Propagation | None = propagation
+
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         propagation = self.propagation
         if propagation is None:
             return self.original(*args, **kwargs)
         return propagation.run(self.original, args, kwargs)
 
+    def remove(self) -> None:
+        """Take it off; others who keep it in place need not keep the propagation."""
+        self.propagation = None
+        super().remove()
+
+
+_units_lock = threading.Lock()
+
 
 class _Unit(StandIn):
-    """A module that is a target: its rule runs in place of its forward."""
+    """A module that is a target: a rule runs in place of its forward.
 
-    def __init__(self, module: nn.Module, propagation: Propagation, rule: Rule) -> None:
-        super().__init__(module, propagation)
-        self.rule = _callable(rule, self.original, (module,), type(module).__name__)
+    It serves every propagation that has the module for a target at the time: a model and a part of
+    it may run in two threads at once.
+    """
+
+    def __init__(self, module: nn.Module) -> None:
+        super().__init__(module)
+        self.rules: dict[Propagation, Callable[..., Any]] = {}
+
+    @classmethod
+    def install(cls, module: nn.Module, propagation: Propagation, rule: Rule) -> _Unit:
+        """Put the rule on the module for the forwards of one propagation."""
+        with _units_lock:
+            forward = module.__dict__.get("forward")
+            unit = forward if isinstance(forward, cls) else cls(module)
+            name = type(module).__name__
+            unit.rules[propagation] = _callable(rule, unit.original, (module,), name)
+            return unit
+
+    def release(self, propagation: Propagation) -> None:
+        """Take its rule off, and the unit with the last of them."""
+        with _units_lock:
+            del self.rules[propagation]
+            if not self.rules:
+                self.remove()
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         mode = in_force.mode
-        if mode is None or mode.propagation is not self.propagation or not torch.is_grad_enabled():
+        rule = self.rules.get(mode.propagation) if mode is not None else None
+        if mode is None or rule is None or not torch.is_grad_enabled():
             return self.original(*args, **kwargs)
-        return mode.run_unit(self.module, self.rule, self.original, args, kwargs)
+        return mode.run_unit(self.module, rule, self.original, args, kwargs)

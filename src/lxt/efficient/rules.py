@@ -61,7 +61,7 @@ class identity_rule_implicit_fn(Function):  # noqa: N801 - LXT's name
         ctx: Any, fn: Callable[[Tensor], Tensor], input: Tensor, epsilon: float = 1e-10
     ) -> Tensor:
         """Keep x and fn(x); x may be written to no more."""
-        output = fn(input)
+        output = fn(input.clone())  # which it may write to, as in-place activations do
         ctx.save_for_backward(input, output)
         ctx.fn, ctx.epsilon = fn, epsilon
         return output
@@ -77,9 +77,15 @@ class identity_rule_implicit_fn(Function):  # noqa: N801 - LXT's name
         if near.any():
             with torch.enable_grad():
                 origin = torch.zeros_like(input).requires_grad_()
-                (derivative,) = torch.autograd.grad(ctx.fn(origin).sum(), origin)
+                (derivative,) = torch.autograd.grad(ctx.fn(origin.clone()).sum(), origin)
             slope = torch.where(near, derivative, slope)
-        return None, g * slope.to(g.dtype), None
+        gradient = g.to(slope.dtype) * slope
+        if g.dtype is not slope.dtype:  # whose range the quotient leaves for a small x
+            limit = torch.finfo(g.dtype).max
+            gradient = torch.where(gradient.isfinite(), gradient.clamp(-limit, limit), gradient).to(
+                g.dtype
+            )
+        return None, gradient, None
 
 
 class divide_gradient_fn(Function):  # noqa: N801 - LXT's name

@@ -12,6 +12,7 @@ import torch
 from torch import nn
 from torch.overrides import TorchFunctionMode
 
+from lxt.composite import target_name
 from lxt.engine.checkpoint import reenter_checkpoint
 from lxt.engine.opaque import OpaqueOperations
 from lxt.engine.unknown import unknown_node, unknown_operation
@@ -56,8 +57,9 @@ class RuleMode(TorchFunctionMode):
     def __init__(self, propagation: Propagation) -> None:
         super().__init__()
         self.propagation = propagation
+        self.formulation = propagation.composite.formulation
         self._tolerant = propagation.on_unknown == "gradient"
-        self._opaque = OpaqueOperations()
+        self._opaque = OpaqueOperations(self.formulation)
         self._suspensions = 0
 
     def __torch_function__(
@@ -80,8 +82,10 @@ class RuleMode(TorchFunctionMode):
         rule = self.propagation.rule_of(func)
         if rule is None:
             result = func(*args, **kwargs)
-            if not self._tolerant and self._opaque.carries(result):
-                raise self._unknown(func)
+            if self._opaque.carries(result):
+                if not self._tolerant:
+                    raise self._unknown(func)
+                self._leave_plain(target_name(func))
             return result
         if rule is func:
             return func(*args, **kwargs)
@@ -94,9 +98,15 @@ class RuleMode(TorchFunctionMode):
                     return rule(*args, **kwargs)
             return rule(*args, **kwargs)
         except Refusal as refusal:
-            if self._tolerant:
-                return func(*args, **kwargs)
-            raise self._unknown(func, str(refusal)) from None
+            if not self._tolerant:
+                raise self._unknown(func, str(refusal)) from None
+            self._leave_plain(f"{target_name(func)} ({refusal})")
+            return func(*args, **kwargs)
+
+    def _leave_plain(self, what: str) -> None:
+        """Tell whoever wants to know that an operation hands back its plain gradient."""
+        if self.propagation.on_plain is not None:
+            self.propagation.on_plain(what)
 
     def _unknown(self, func: Any, reason: str | None = None) -> UnknownOperation:
         propagation = self.propagation
@@ -105,8 +115,11 @@ class RuleMode(TorchFunctionMode):
     def _look_at(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Raise if one of the operands came out of an operation that was not seen."""
         node = self._opaque.before(args, kwargs)
-        if node is not None and not self._tolerant:
+        if node is None:
+            return
+        if not self._tolerant:
             raise unknown_node(self.propagation.model, self.propagation.composite.name, node)
+        self._leave_plain(node.removesuffix("Backward"))
 
     def run_unit(
         self,
@@ -124,9 +137,10 @@ class RuleMode(TorchFunctionMode):
                 try:
                     return rule(*args, **kwargs)
                 except Refusal as refusal:
-                    if self._tolerant:
-                        return original(*args, **kwargs)
-                    raise self._unknown(type(module), str(refusal)) from None
+                    if not self._tolerant:
+                        raise self._unknown(type(module), str(refusal)) from None
+                    self._leave_plain(f"{type(module).__name__} ({refusal})")
+                    return original(*args, **kwargs)
         finally:
             self._opaque.after()
 

@@ -1,20 +1,36 @@
-"""Nodes of autograd's graph that hand on their operands as they are."""
+"""Nodes of autograd's graph whose meaning is known, though no torch function made them."""
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
-__all__ = ["hands_on"]
+__all__ = ["SPOKEN", "ZENNIT", "Formulation", "formulation_of", "hands_on"]
 
-# Module hooks', non-reentrant checkpointing's, and that of Zennit's hooks, whose rule is the user's
-# choice; by the name of the node, or of the autograd Function.
+Formulation = Literal["gradient", "relevance"]
+"""What backward passes take and return."""
+
+# Module hooks' and non-reentrant checkpointing's.
 _NODES = frozenset({"BackwardHookFunctionBackward", "_NoopSaveInputsBackward"})
-_FUNCTIONS = frozenset({"zennit.core.Identity"})
+
+ZENNIT = "zennit.core.Identity"
+"""The Function by which Zennit's hooks take hold; what they do there is the user's choice."""
+
+SPOKEN: dict[str, Formulation] = {ZENNIT: "relevance"}
+"""What a Function's backward pass takes and returns, where that can change."""
+
+
+def _function(node: Any) -> str:
+    """The qualified name of the autograd Function that made a node; "" if none did."""
+    function = getattr(node, "_forward_cls", None)
+    return f"{function.__module__}.{function.__qualname__}" if function else ""
 
 
 def hands_on(node: Any) -> bool:
     """Whether each output of a node is an operand as it is: the one of the same number."""
-    if node.name() in _NODES:
-        return True
-    function = getattr(node, "_forward_cls", None)
-    return function is not None and f"{function.__module__}.{function.__qualname__}" in _FUNCTIONS
+    return node.name() in _NODES or _function(node) == ZENNIT
+
+
+def formulation_of(node: Any) -> Formulation | None:
+    """What the backward pass of a node deals in, if it is an LRP rule by itself."""
+    name = _function(node)
+    return "relevance" if name.startswith("lxt.explicit.") else SPOKEN.get(name)

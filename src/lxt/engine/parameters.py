@@ -10,7 +10,9 @@ from __future__ import annotations
 import threading
 from dataclasses import dataclass
 
-from torch import nn
+from torch import Tensor, nn
+
+from lxt.errors import InvalidModel
 
 __all__ = ["ConstantParameters"]
 
@@ -30,10 +32,12 @@ class ConstantParameters:
 
     def __init__(self, model: nn.Module) -> None:
         self._places: list[tuple[nn.Module, str, _Frozen]] = []
+        for module in model.modules():
+            _require_leaves(module)
         with _lock:
             for module in model.modules():
                 for name, parameter in module._parameters.items():
-                    if parameter is not None and parameter.is_leaf:
+                    if parameter is not None:
                         self._freeze(module, name, parameter)
 
     def _freeze(self, module: nn.Module, name: str, parameter: nn.Parameter) -> None:
@@ -58,3 +62,15 @@ class ConstantParameters:
                 if current is not None and current is not frozen.parameter:
                     current.requires_grad_(True)
             self._places.clear()
+
+
+def _require_leaves(module: nn.Module) -> None:
+    """Refuse parameters that are computed: they would pass for carriers of relevance."""
+    replicated: dict[str, Tensor] = getattr(module, "_former_parameters", {})
+    for name, parameter in {**module._parameters, **replicated}.items():
+        if parameter is not None and parameter.requires_grad and not parameter.is_leaf:
+            raise InvalidModel(
+                f"the parameter {name!r} of a {type(module).__name__} is computed from another "
+                "(by DataParallel or torch.func.functional_call), so nothing tells it from what is "
+                "explained: call model.requires_grad_(False) first"
+            )

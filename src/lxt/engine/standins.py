@@ -6,14 +6,11 @@ import copy
 import functools
 from collections.abc import Callable
 from types import MethodType
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any, cast
 
 from torch import nn
 
 from lxt.errors import AlreadyRegistered
-
-if TYPE_CHECKING:
-    from lxt.propagation import Propagation
 
 __all__ = ["StandIn"]
 
@@ -25,9 +22,9 @@ def _itself(forward: Callable[..., Any]) -> Callable[..., Any]:
 class StandIn:
     """An instance's `forward` attribute that stands before its forward until it is taken off."""
 
-    def __init__(self, module: nn.Module, propagation: Propagation) -> None:
+    def __init__(self, module: nn.Module) -> None:
         self.module = module
-        self.propagation: Propagation | None = propagation
+        self.is_on = True
         self.earlier = module.__dict__.get("forward")
         forward = module.forward
         # Of a model that is a target itself, the entrance stands before its unit.
@@ -39,7 +36,7 @@ class StandIn:
 
     def remove(self) -> None:
         """Put back what was there, or step aside where others have put theirs on top since."""
-        self.propagation = None  # which the module, if others keep this in place, need not keep
+        self.is_on = False
         if self.module.__dict__.get("forward") is self:
             if self.earlier is None:
                 del self.module.__dict__["forward"]
@@ -60,7 +57,7 @@ class StandIn:
         return MethodType(type(self.module).forward, memo[id(self.module)])
 
     def __reduce__(self) -> Any:
-        if self.propagation is None:  # taken off, under what others have put on top
+        if not self.is_on:  # taken off, under what others have put on top
             return _itself, (self.original,)
         raise AlreadyRegistered(
             f"{type(self.module).__name__} is under a composite: "

@@ -7,6 +7,9 @@ where the operation decides, and by the rule otherwise.
 
 from __future__ import annotations
 
+from collections.abc import Hashable
+from typing import Any
+
 import torch
 
 from lxt import composites
@@ -21,7 +24,7 @@ from lxt.rules.attention import scaled_dot_product_attention, value_only_attenti
 from lxt.rules.elementary import constant, passthrough
 from lxt.rules.flex import flex_attention, value_only_flex_attention
 from lxt.rules.linear import lookup
-from lxt.rules.registry import REGISTRY, Family, Operation, in_place, spelled
+from lxt.rules.registry import REGISTRY, Family, Operation, as_family, in_place, spelled
 
 __all__ = ["attnlrp", "cp_lrp", "explicit_form"]
 
@@ -51,7 +54,7 @@ def explicit_form(composite: Composite, epsilon: float = 1e-8) -> Composite:
     """
     if composite.formulation != "gradient":
         raise InvalidComposite(f"{composite.name!r} is in the explicit form already")
-    form = _Form(composite, epsilon)
+    form = _Form(epsilon)
     return Composite(
         {target: form.of(target, rule) for target, rule in composite.items()},
         name=f"explicit {composite.name}",
@@ -61,10 +64,9 @@ def explicit_form(composite: Composite, epsilon: float = 1e-8) -> Composite:
 
 
 class _Form:
-    """Explicit rules for those of one composite, with one ε."""
+    """Explicit rules for those of gradients, with one ε."""
 
-    def __init__(self, composite: Composite, eps: float) -> None:
-        self.composite = composite
+    def __init__(self, eps: float) -> None:
         self.eps = eps
         product = explicit.uniform_epsilon(eps)
         self.by_rule: dict[Rule, Rule] = {
@@ -74,6 +76,10 @@ class _Form:
             bilinear.weighted: product,
             linear: explicit.linear(linear, eps),
             scaled_dot_product_attention: explicit.attention(eps),
+            bilinear.sum_with_gated_product: explicit.gated(
+                explicit.linearised(bilinear.sum_with_product, eps), 1, bilinear.FACTORS
+            ),
+            bilinear.gated_einsum: explicit.gated_einsum(eps),
             value_only_attention: explicit.attention(eps, weights_are_constant=True),
             flex_attention: explicit.refused(_FLEX),
             value_only_flex_attention: explicit.refused(_FLEX),
@@ -90,7 +96,7 @@ class _Form:
         for operation in spelled("mul", "multiply"):
             self.by_operation[operation] = {
                 bilinear.product: explicit.uniform,
-                bilinear.gated_product: explicit.gated,
+                bilinear.gated_product: explicit.gated(explicit.uniform),
             }
 
     def of(self, target: Target, rule: Rule) -> Rule:
@@ -98,16 +104,24 @@ class _Form:
         if target in TRAINING or moves(target):
             return rule
         plain = not_in_place(target)
-        if plain is not None and plain in self.composite:
-            form = self.of(plain, self.composite[plain])
-            assert isinstance(form, Family)
-            return in_place(form, plain)
+        if plain is not None:
+            return self._in_place(target, plain, rule)
+        if not isinstance(rule, Hashable):
+            return explicit.linearised(rule, self.eps)
         form = self.by_operation.get(target, {}).get(rule) or self.by_rule.get(rule)  # pyright: ignore[reportArgumentType, reportCallIssue]
         if form is not None:
             return form
         if isinstance(rule, Elementwise):
             return explicit.identity(self.eps, rule.gates)
         return explicit.linearised(rule, self.eps)
+
+    def _in_place(self, target: Target, plain: Operation, rule: Rule) -> Family:
+        """The form of the rule of an in-place operation: that of its twin if both are presets'."""
+        for preset in (composites.attnlrp, composites.cp_lrp):
+            if preset.get(target) is rule:
+                return in_place(as_family(self.of(plain, preset[plain])), plain)
+        operation: Any = target
+        return in_place(as_family(explicit.linearised(rule, self.eps)), operation)
 
 
 def moves(target: Target) -> bool:

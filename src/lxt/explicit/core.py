@@ -45,7 +45,7 @@ class Composite:
     def __init__(
         self,
         layer_map: Mapping[Any, Any],
-        canonizers: Iterable[Any] = (),
+        canonizers: Iterable[Any] | None = (),
         zennit_composite: Any = None,
     ) -> None:
         if not isinstance(layer_map, Mapping):
@@ -53,7 +53,7 @@ class Composite:
                 f"{layer_map!r} is no dictionary from modules and functions to rules"
             )
         self.layer_map = layer_map
-        self.canonizers = list(canonizers)
+        self.canonizers = list(canonizers or ())
         self.zennit_composite = zennit_composite
         self._registrations: list[Registration] = []
         for canonizer in self.canonizers:
@@ -107,7 +107,12 @@ class Composite:
     def remove(self) -> None:
         """Take the rules off every model that they are on. Removing twice is harmless."""
         while self._registrations:
-            self._registrations.pop().remove()
+            self._take_off(self._registrations[-1])
+
+    def _take_off(self, registration: Registration) -> None:
+        if registration in self._registrations:
+            self._registrations.remove(registration)
+            registration.remove()
 
     def context(self, module: nn.Module, verbose: bool = False) -> CompositeContext:
         """`register` for the length of a `with` block, which gets the model."""
@@ -123,10 +128,12 @@ class CompositeContext:
         self.verbose = verbose
 
     def __enter__(self) -> nn.Module:
-        return self.composite.register(self.module, verbose=self.verbose)
+        self.composite.register(self.module, verbose=self.verbose)
+        self._registration = self.composite._registrations[-1]
+        return self.module
 
     def __exit__(self, *_: Any) -> None:
-        self.composite.remove()
+        self.composite._take_off(self._registration)
 
 
 def _check(key: Any, value: Any) -> None:

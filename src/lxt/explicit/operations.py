@@ -16,19 +16,35 @@ from torch import Tensor
 from torch.autograd import Function
 from torch.autograd.function import once_differentiable
 
+from lxt.engine.opaque import tensors_in
 from lxt.explicit import functional as lf
 from lxt.explicit.check import checked_relevance, is_checking
 from lxt.explicit.rule_functions import uniform_epsilon_lrp_fn, uniform_rule_fn
 from lxt.explicit.rules import epsilon_lrp
 from lxt.gradients import carries_relevance, compute_dtype
 from lxt.rules.activation import replaced
-from lxt.rules.bilinear import SECOND, constant_if_carrying, replace_operands, stop_gates
-from lxt.rules.registry import Family, Operation, Refusal, family, require_constant
+from lxt.rules.bilinear import (
+    SECOND,
+    constant_if_carrying,
+    listed,
+    replace_operands,
+    stop_gates,
+)
+from lxt.rules.registry import (
+    Family,
+    Operation,
+    Refusal,
+    as_family,
+    family,
+    require_constant,
+    require_own,
+)
 
 __all__ = [
     "attention",
     "epsilon",
     "gated",
+    "gated_einsum",
     "identity",
     "layer_norm",
     "linear",
@@ -52,38 +68,50 @@ class Place:
         self.index = index
 
 
+def _rebuilt(value: Any, leaf: Callable[[Any], Any]) -> Any:
+    """Arguments with `leaf` applied to what tuples, lists and dictionaries among them hold."""
+    if isinstance(value, tuple) and hasattr(value, "_fields"):
+        return type(value)(*(_rebuilt(item, leaf) for item in value))
+    if type(value) in (tuple, list):
+        return type(value)(_rebuilt(item, leaf) for item in value)
+    if type(value) is dict:
+        return {name: _rebuilt(item, leaf) for name, item in value.items()}
+    return leaf(value)
+
+
 def opened(
-    operation: Operation, args: Sequence[Any], kwargs: dict[str, Any]
+    operation: Operation, args: Sequence[Any], kwargs: dict[str, Any], *, factors: bool = False
 ) -> tuple[Callable[..., Any], list[Tensor]]:
     """A call as a function of the operands that carry relevance, and copies of these operands.
 
     Most rules keep them, where autograd would not: so a model may write to its own in place.
+    `factors` says that relevance is shared between them.
+
+    Raises:
+        Refusal: a factor is a parameter of another model, or a carrier stands where it is not seen.
     """
     carriers: list[Tensor] = []
 
     def take(value: Any) -> Any:
-        if carries_relevance(value):
-            carriers.append(value.clone())
-            return Place(len(carriers) - 1)
-        if isinstance(value, list | tuple) and type(value) in (list, tuple):
-            return type(value)(take(item) for item in value)
-        return value
+        if not carries_relevance(value):
+            return value
+        carriers.append(value)
+        return Place(len(carriers) - 1)
 
-    places = [take(value) for value in args]
-    named = {name: take(value) for name, value in kwargs.items()}
+    places, named = _rebuilt(tuple(args), take), _rebuilt(dict(kwargs), take)
+    if len(carriers) != sum(map(carries_relevance, tensors_in((*args, kwargs)))):
+        raise Refusal("an operand that carries relevance is inside another object")
+    for carrier in carriers if factors and len(carriers) > 1 else ():
+        require_own(carrier)
 
     def call(*operands: Any) -> Any:
         def fill(value: Any) -> Any:
-            if isinstance(value, Place):
-                return operands[value.index]
-            if type(value) in (list, tuple):
-                return type(value)(fill(item) for item in value)
-            return value
+            return operands[value.index] if isinstance(value, Place) else value
 
-        return operation(*map(fill, places), **{name: fill(v) for name, v in named.items()})
+        return operation(*_rebuilt(places, fill), **_rebuilt(named, fill))
 
     call.__name__ = getattr(operation, "__name__", "operation")
-    return call, carriers
+    return call, [carrier.clone() for carrier in carriers]
 
 
 # --- linear maps, and products --------------------------------------------------------------------
@@ -129,7 +157,7 @@ def uniform_epsilon(eps: float) -> Family:
     """The uniform and the ε-rule for a sum of products of N operands (Prop. 3.3)."""
 
     def apply(operation: Operation, *args: Any, **kwargs: Any) -> Any:
-        call, carriers = opened(operation, args, kwargs)
+        call, carriers = opened(operation, args, kwargs, factors=True)
         if not carriers:
             return operation(*args, **kwargs)
         return uniform_epsilon_lrp_fn.apply(call, eps, *carriers)
@@ -143,15 +171,31 @@ def uniform(operation: Operation, *args: Any, **kwargs: Any) -> Any:
 
     With one operand it is the identity rule, for what only scales it: a norm (Prop. 3.4).
     """
-    call, carriers = opened(operation, args, kwargs)
+    call, carriers = opened(operation, args, kwargs, factors=True)
     return uniform_rule_fn.apply(call, *carriers) if carriers else operation(*args, **kwargs)
 
 
-@family
-def gated(operation: Operation, *args: Any, **kwargs: Any) -> Any:
-    """CP-LRP: as `uniform`, with a factor that a non-linearity put out as a constant."""
-    args, kwargs = replace_operands(args, kwargs, 0, SECOND, stop_gates)
-    return uniform.function(operation, *args, **kwargs)
+def gated(rule: Rule, first: int = 0, names: Sequence[str] = SECOND) -> Family:
+    """CP-LRP: `rule`, with a factor that a non-linearity put out as a constant.
+
+    The factors are the two operands from position `first` on, or those of these names.
+    """
+
+    def apply(operation: Operation, *args: Any, **kwargs: Any) -> Any:
+        args, kwargs = replace_operands(args, kwargs, first, names, stop_gates)
+        return as_family(rule).function(operation, *args, **kwargs)
+
+    return Family(apply, "gated")
+
+
+def gated_einsum(eps: float) -> Callable[..., Tensor]:
+    """CP-LRP: as `gated`, for an Einstein sum."""
+    product = uniform_epsilon(eps).bind(torch.einsum)
+
+    def rule(equation: str, *operands: Any) -> Tensor:
+        return product(equation, *stop_gates(listed(operands)))
+
+    return rule
 
 
 # --- non-linearities ------------------------------------------------------------------------------

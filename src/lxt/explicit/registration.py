@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import functools
+import inspect
 import operator
 import warnings
 import weakref
@@ -13,25 +14,21 @@ from contextlib import ExitStack
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from lxt.composite import Composite, matches, rule_name, target_name
-from lxt.engine.callsite import caller, describe_callsite
-from lxt.engine.opaque import tensors_in
-from lxt.errors import UnmappedOperationWarning
+from lxt.composite import Composite, matches, require_names, rule_name
+from lxt.engine.callsite import caller, describe_callsite, innermost_module
+from lxt.errors import InvalidComposite, InvalidModel, UnmappedOperationWarning
 from lxt.explicit import functional as lf
 from lxt.explicit.composites import moves, not_in_place
 from lxt.explicit.modules import INIT_MODULE_MAPPING, MultiheadAttention_CP
-from lxt.gradients import carries_relevance
+from lxt.explicit.rules import epsilon_lrp
 from lxt.rules.elementary import passthrough
-from lxt.rules.registry import REGISTRY, Family, Operation, Refusal, in_place, spelled
+from lxt.rules.registry import REGISTRY, Operation, Refusal, as_family, in_place, spelled
 
-__all__ = ["UNMAPPED", "Registration"]
+__all__ = ["Registration"]
 
 LayerMap = Mapping[Any, Any]
-
-UNMAPPED = "unmapped"
-"""The name of the rule of what a map leaves to autograd."""
 
 
 class Registration:
@@ -51,28 +48,40 @@ class Registration:
         zennit_composite: Any,
         no_grad: bool,
     ) -> None:
+        if not isinstance(model, nn.Module):
+            raise InvalidModel(f"{model!r} is no torch.nn.Module: relevance can't flow through it")
         with ExitStack() as undo:
             for canonizer in canonizers:
-                for instance in canonizer.apply(model):
+                for instance in _canonized(canonizer, model):
                     undo.callback(instance.remove)
             if no_grad:
                 undo.callback(_frozen(model))
             if isinstance(layer_map, Composite):
                 self.composite = layer_map
             else:
+                require_names(model, [key for key in layer_map if isinstance(key, str)])
                 undo.callback(_replace_modules(model, layer_map))
                 self.composite = _translated(model, layer_map)
             self.propagation = self.composite.register(model)
+            self.propagation.on_plain = _Unmapped(model)
             undo.callback(self.propagation.remove)
             undo.callback(_annotated(model, self.composite))
             if zennit_composite is not None:
-                zennit_composite.register(model)
                 undo.callback(zennit_composite.remove)
+                zennit_composite.register(model)
             self._undo = undo.pop_all()
 
     def remove(self) -> None:
         """Take everything off again, in reverse."""
         self._undo.close()
+
+
+def _canonized(canonizer: Any, model: nn.Module) -> Iterable[Any]:
+    """Apply a canonizer, of LXT's kind, which is told whether to print, or of Zennit's."""
+    if not hasattr(canonizer, "apply"):
+        raise InvalidComposite(f"{canonizer!r} is no canonizer: it has no apply(model)")
+    takes_verbose = len(inspect.signature(canonizer.apply).parameters) > 1
+    return (canonizer.apply(model, False) if takes_verbose else canonizer.apply(model)) or ()
 
 
 def _frozen(model: nn.Module) -> Callable[[], None]:
@@ -91,24 +100,40 @@ def _frozen(model: nn.Module) -> Callable[[], None]:
 # --- modules --------------------------------------------------------------------------------------
 
 
+def _rule_for(layer_map: LayerMap, path: str, module: nn.Module) -> Any:
+    """The rule of the first key that fits a module, or None."""
+    for key, rule in layer_map.items():
+        if isinstance(key, str) and matches(path, key):
+            return rule
+        if isinstance(key, type) and isinstance(module, key):
+            return rule
+    return None
+
+
 def _replace_modules(model: nn.Module, layer_map: LayerMap) -> Callable[[], None]:
     """Put modules in the place of those that they stand in for; returns what undoes it."""
+    stand_ins: dict[nn.Module, nn.Module] = {}
     replaced: list[tuple[nn.Module, str, nn.Module]] = []
 
     def replace(parent: nn.Module, prefix: str) -> None:
-        for name, child in list(parent.named_children()):
-            path = f"{prefix}{name}"
-            rule = next((r for key, r in layer_map.items() if _fits(key, path, child)), None)
+        for name, child in list(parent._modules.items()):
+            if child is None:
+                continue
+            rule = _rule_for(layer_map, f"{prefix}{name}", child)
             if rule in INIT_MODULE_MAPPING:
-                stand_in = INIT_MODULE_MAPPING[rule](child, rule).train(child.training)
+                if child not in stand_ins:
+                    stand_in = INIT_MODULE_MAPPING[rule](child, rule)
+                    stand_ins[child] = stand_in.train(child.training)
                 replaced.append((parent, name, child))
-                setattr(parent, name, stand_in)
-                child = stand_in
-            replace(child, f"{path}.")
+                child = stand_ins[child]
+                setattr(parent, name, child)
+            if rule is None or rule in INIT_MODULE_MAPPING:
+                replace(child, f"{prefix}{name}.")  # what has a rule of its own hides its parts
 
     def put_back() -> None:
         for parent, name, child in reversed(replaced):
-            setattr(parent, name, child)
+            if parent._modules.get(name) is stand_ins[child]:
+                setattr(parent, name, child.train(stand_ins[child].training))
 
     try:
         replace(model, "")
@@ -116,12 +141,6 @@ def _replace_modules(model: nn.Module, layer_map: LayerMap) -> Callable[[], None
         put_back()
         raise
     return put_back
-
-
-def _fits(key: Any, path: str, module: nn.Module) -> bool:
-    if isinstance(key, str):
-        return matches(path, key)
-    return isinstance(key, type) and isinstance(module, key)
 
 
 def _module_rule(rule: Any) -> Callable[..., Any]:
@@ -151,7 +170,7 @@ def _annotated(model: nn.Module, composite: Composite) -> Callable[[], None]:
     noted: list[nn.Module] = []
     for name, module in model.named_modules():
         rule = composite.named_rule(name) or composite.class_rule(type(module))
-        if rule is not None and rule is not passthrough and "extra_repr" not in module.__dict__:
+        if rule not in (None, passthrough) and "extra_repr" not in module.__dict__:
             shown = f"{module.extra_repr()} | {rule_name(rule)}".removeprefix(" | ")
             module.__dict__["extra_repr"] = functools.partial(str, shown)
             noted.append(module)
@@ -180,99 +199,144 @@ _OPERATORS = {
     operator.itruediv: "div_",
 }
 
-# The arguments that torch gives an operation, as these functions take them.
-_ARGUMENTS: dict[Any, Callable[..., tuple[Any, ...]]] = {
-    lf.add2: lambda a, b, alpha=1: (a, b if alpha == 1 else lf.mul2(b, alpha)),
-    lf.mean: lambda x, dim=None, keepdim=False: (x, dim, keepdim),
-    lf.layer_norm: lambda x, shape, weight=None, bias=None, eps=1e-5, *_: (x, weight, bias, eps),
-    lf.softmax: lambda x, dim, *rest, dtype=None, **_: (
-        (x, dim, next((a for a in rest if isinstance(a, torch.dtype)), dtype))
-    ),
+
+def _add2(rule: Any, input: Any, other: Any, alpha: float = 1) -> Tensor:
+    if alpha == 1:
+        return rule(input, other)
+    return epsilon_lrp(lambda a, b: torch.add(a, b, alpha=alpha), 1e-8, input, other)
+
+
+def _matmul(rule: Any, input: Any, other: Any = None, mat2: Any = None) -> Tensor:
+    return rule(input, mat2 if other is None else other)
+
+
+def _mean(rule: Any, input: Any, dim: Any = None, keepdim: bool = False, axis: Any = None) -> Any:
+    return rule(input, axis if dim is None else dim, keepdim)
+
+
+def _softmax(rule: Any, input: Any, *args: Any, dtype: Any = None, **named: Any) -> Tensor:
+    # torch.softmax(x, dim, dtype), F.softmax(x, dim, stacklevel, dtype)
+    dim = args[0] if args else named.get("dim", named.get("axis"))
+    return rule(input, dim, next((a for a in args if isinstance(a, torch.dtype)), dtype))
+
+
+def _layer_norm(
+    rule: Any, input: Any, shape: Any, weight: Any = None, bias: Any = None, eps: float = 1e-5, *_
+) -> Tensor:
+    if weight is None and len(shape) > 1:
+        raise Refusal("it normalises several dimensions without a weight, whose shape tells them")
+    return rule(input, weight, bias, eps)
+
+
+# How torch calls what these functions stand for.
+_CALLED: dict[Any, Callable[..., Tensor]] = {
+    lf.add2: _add2,
+    lf.mul2: lambda rule, input, other: rule(input, other),
+    lf.matmul: _matmul,
+    lf.mean: _mean,
+    lf.softmax: _softmax,
+    lf.layer_norm: _layer_norm,
 }
 
 
 def _translated(model: nn.Module, layer_map: LayerMap) -> Composite:
     """A layer map as a table of the engine."""
-    functions: dict[Any, Any] = {}
-    modules: dict[Any, Any] = {}
+    modules: dict[Any, Any] = {
+        # Their own functions are their rule. Parts of attention may have others.
+        cls: passthrough
+        for cls in INIT_MODULE_MAPPING
+        if not issubclass(cls, MultiheadAttention_CP)
+    }
+    for path, module in model.named_modules():
+        rule = _rule_for(layer_map, path, module)
+        if rule is not None and rule not in INIT_MODULE_MAPPING:
+            modules[f"/{path}"] = _module_rule(rule)
+    functions: dict[Any, Any] = {
+        operation: entry.rule for operation, entry in REGISTRY.items() if moves(operation)
+    }
     for key, rule in layer_map.items():
         if not isinstance(key, str | type):
-            functions |= {op: _function_rule(rule) for op in _spellings(key)}
-        elif rule not in INIT_MODULE_MAPPING:
-            fitting = [type(module) for module in model.modules() if _fits(key, "", module)]
-            for target in [key] if isinstance(key, str) else fitting:
-                modules.setdefault(target, _module_rule(rule))
+            functions |= _function_rules(key, rule)
     for operation in REGISTRY:
-        if operation in functions or moves(operation):
-            continue
         plain = not_in_place(operation)
-        if plain is not None and plain in functions:
-            functions[operation] = in_place(_family(functions[plain]), plain)
-        else:
-            functions[operation] = _Unmapped(model).rule
-    for cls in INIT_MODULE_MAPPING:
-        if cls is not MultiheadAttention_CP:  # whose parts may have rules
-            modules.setdefault(cls, passthrough)  # its own functions are its rule
+        if plain in functions and operation not in functions:
+            functions[operation] = in_place(as_family(functions[plain]), plain)
     return Composite(
-        {**functions, **modules},
-        name="layer map",
-        on_unknown="gradient",
-        formulation="relevance",
+        {**functions, **modules}, name="layer map", on_unknown="gradient", formulation="relevance"
     )
 
 
-def _spellings(key: Any) -> list[Operation]:
-    """The torch functions that a function key stands for."""
-    name = _OPERATORS.get(key) or getattr(key, "__name__", "")
-    found = list(spelled(name))
-    return found if key in _OPERATORS or key in found else [key]
+_SYNONYMS = {
+    "mul": ("mul", "multiply"),
+    "div": ("div", "divide", "true_divide"),
+    "sub": ("sub", "subtract"),
+    "pow": ("pow", "__pow__"),
+    "matmul": ("matmul",),
+}
 
 
-def _function_rule(rule: Callable[..., Any]) -> Callable[..., Any]:
+def _function_rules(key: Any, rule: Callable[..., Any]) -> dict[Operation, Any]:
+    """The rules of all torch functions that a key stands for."""
+    name = _OPERATORS.get(key) or getattr(key, "__name__", "").strip("_")
+    found = list(spelled(*_SYNONYMS.get(name, (name,))))
+    operations = found if key in _OPERATORS or key in found else [key]
+    called = _as_torch_calls(rule)
+    rules: dict[Operation, Any] = {}
+    for operation in operations:
+        plain = not_in_place(operation)
+        rules[operation] = called if plain is None else in_place(as_family(called), plain)
+    if name == "sub" and key not in (operator.isub, Tensor.sub_):
+        for reflected in (torch.rsub, Tensor.__rsub__):  # `2 - x` is x.__rsub__(2)
+            rules[reflected] = functools.partial(_reflected, called)
+    return rules
+
+
+def _reflected(rule: Callable[..., Any], input: Tensor, other: Any) -> Any:
+    return rule(other, input)
+
+
+def _as_torch_calls(rule: Callable[..., Any]) -> Callable[..., Any]:
     """A function of a layer map as a rule of the engine."""
     written = rule.func if isinstance(rule, functools.partial) else rule
-    arguments = _ARGUMENTS.get(written)
+    called = _CALLED.get(written)
+    if called is None:
+        return rule
+    adapted = functools.partial(called, rule)
+    signature = inspect.signature(adapted)
 
-    def called(*args: Any, **kwargs: Any) -> Any:
-        if arguments is None:
-            return rule(*args, **kwargs)
+    def checked(*args: Any, **kwargs: Any) -> Any:
         try:
-            given = arguments(*args, **kwargs)
+            signature.bind(*args, **kwargs)
         except TypeError as error:
             raise Refusal(str(error)) from None
-        return rule(*given)
+        return adapted(*args, **kwargs)
 
-    called.__name__ = getattr(written, "__name__", "rule")
-    called.__module__ = getattr(written, "__module__", "")
-    return called
-
-
-def _family(rule: Any) -> Family:
-    if isinstance(rule, Family):
-        return rule
-    return Family(lambda _, *args, **kwargs: rule(*args, **kwargs), rule_name(rule))
+    checked.__name__ = getattr(written, "__name__", "rule")
+    return checked
 
 
 class _Unmapped:
-    """The rule of an operation that the map leaves to autograd: its gradient, with a warning."""
+    """Warns of what a map leaves to autograd, whose plain gradient is no relevance; once each."""
 
     def __init__(self, model: nn.Module) -> None:
         self._model = weakref.ref(model)
-        self._warned = False
-        self.rule = Family(self._apply, UNMAPPED)
+        self._warned: set[str] = set()
 
-    def _apply(self, operation: Operation, *args: Any, **kwargs: Any) -> Any:
-        result = operation(*args, **kwargs)
-        if not self._warned and any(map(carries_relevance, tensors_in(result))):
-            self._warned = True
-            model = self._model()
-            where = f"\n{describe_callsite(model)}" if model is not None else ""
-            frame = caller()
-            warnings.warn_explicit(
-                f"{target_name(operation)} is not in the layer map, and its plain gradient is no "
-                f"relevance{where}",
-                UnmappedOperationWarning,
-                frame.f_code.co_filename,
-                frame.f_lineno,
-            )
-        return result
+    def __call__(self, what: str) -> None:
+        model = self._model()
+        if what in self._warned or model is None or _has_zennits_hook(innermost_module(model)[1]):
+            return
+        self._warned.add(what)
+        frame = caller()
+        warnings.warn_explicit(
+            f"{what} is not in the layer map, and its plain gradient is no relevance\n"
+            f"{describe_callsite(model)}",
+            UnmappedOperationWarning,
+            frame.f_code.co_filename,
+            frame.f_lineno,
+        )
+
+
+def _has_zennits_hook(module: nn.Module) -> bool:
+    hooks = (getattr(hook, "__self__", None) for hook in module._forward_hooks.values())
+    return any(type(hook).__module__.startswith("zennit.") for hook in hooks)

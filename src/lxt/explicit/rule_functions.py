@@ -40,29 +40,76 @@ def _tensor(fn: Fn, output: Any) -> Tensor:
     return output
 
 
-def _leaves(operands: Sequence[Any], carried: Sequence[bool]) -> list[Any]:
-    """Leaf tensors in the place of operands that carry relevance: one each, if it comes twice."""
-    return [
-        x.detach().requires_grad_() if needed else x
-        for x, needed in zip(operands, carried, strict=True)
-    ]
-
-
 def _with_graph(ctx: Any, fn: Fn, inputs: tuple[Any, ...], carried: Sequence[bool]) -> Tensor:
     """A copy of fn(*inputs), whose graph from fresh leaves is put on `ctx`."""
-    leaves = _leaves(inputs, carried)
+    # one leaf for each operand, also for a tensor that is two of them
+    leaves = [x.detach().requires_grad_() for x in _chosen(inputs, carried)]
     with torch.set_grad_enabled(any(carried)), outside_rules():
-        output = _tensor(fn, fn(*leaves))
+        copies = [leaf.clone() for leaf in leaves]  # a leaf can't be written to, as `fn` may do
+        starts = [copy.grad_fn for copy in copies]
+        output = _tensor(fn, fn(*_placed(copies, inputs, carried)))
     if not any(carried) or not output.requires_grad:
         output = output.detach().clone()
         ctx.mark_non_differentiable(output)
         return output
+    _refuse_rules_within(fn, output, starts)
     ctx.carried = carried
-    ctx.leaves = [leaf for leaf, needed in zip(leaves, carried, strict=True) if needed]
+    ctx.leaves = leaves
     ctx.output = output
     # the inputs again, by a way that notices if they are written to
-    ctx.save_for_backward(*(x for x, needed in zip(inputs, carried, strict=True) if needed))
+    ctx.save_for_backward(*_chosen(inputs, carried))
     return output.detach().clone()
+
+
+def _chosen(operands: Sequence[Any], carried: Sequence[bool]) -> list[Any]:
+    """The operands that carry relevance."""
+    return [x for x, needed in zip(operands, carried, strict=True) if needed]
+
+
+def _placed(parts: Iterable[Any], operands: Sequence[Any], carried: Sequence[bool]) -> list[Any]:
+    """`operands`, with `parts` in the place of those that carry relevance."""
+    iterator = iter(parts)
+    return [next(iterator) if c else x for x, c in zip(operands, carried, strict=True)]
+
+
+def _refuse_rules_within(fn: Fn, output: Tensor, starts: Sequence[Any]) -> None:
+    """Raise if the way from the operands' nodes `starts` to `output` has an explicit rule.
+
+    Such a rule hands back relevance where the rule of `fn` needs the gradient.
+    """
+    # What `fn` has from elsewhere may come out of rules, but is a constant; its graph, often that
+    # of the model so far, is older.
+    oldest = min(start._sequence_nr() for start in starts)
+    users: dict[Any, list[Any]] = {output.grad_fn: []}
+    waiting = [output.grad_fn]
+    rules = []
+    while waiting:
+        node = waiting.pop()
+        cls = getattr(type(node), "_forward_cls", None)
+        if cls is not None and cls.__module__.startswith("lxt.explicit"):
+            rules.append((node, cls))
+        for source, _ in node.next_functions:
+            if source is None or source._sequence_nr() < oldest:
+                continue
+            if source not in users:
+                users[source] = []
+                waiting.append(source)
+            users[source].append(node)
+    if not rules:
+        return
+    reached, waiting = set(), [start for start in starts if start in users]
+    while waiting:
+        node = waiting.pop()
+        if node not in reached:
+            reached.add(node)
+            waiting += users[node]
+    for node, cls in rules:
+        if node in reached:
+            raise InvalidRule(
+                f"{name_of(fn)} holds a part with an explicit rule of its own, {cls.__name__}, and "
+                "a rule on all of it would divide by the output twice: put rules on its parts "
+                "only, or one rule on a function whose parts are plain torch"
+            )
 
 
 def _input_times_gradient(
@@ -80,8 +127,7 @@ def _input_times_gradient(
 
 def _scattered(relevances: Iterable[Any], carried: Sequence[bool]) -> list[Any]:
     """`relevances` at the places of the operands that carry some, None elsewhere."""
-    iterator = iter(relevances)
-    return [next(iterator) if needed else None for needed in carried]
+    return _placed(relevances, [None] * len(carried), carried)
 
 
 class identity_fn(Function):
@@ -155,7 +201,7 @@ class uniform_rule_fn(Function):
     def forward(ctx: Any, fn: Fn, *inputs: Any) -> Tensor:
         output = _tensor(fn, fn(*inputs))
         ctx.carried = ctx.needs_input_grad[1:]
-        ctx.shapes = [x.shape for x, c in zip(inputs, ctx.carried, strict=True) if c]
+        ctx.shapes = [x.shape for x in _chosen(inputs, ctx.carried)]
         for shape in ctx.shapes:
             if not _expands(shape, output.shape):
                 raise InvalidRule(
@@ -187,8 +233,9 @@ class taylor_decomposition_fn(Function):
     def forward(
         ctx: Any, fn: Fn, ref: Any, bias: bool, distribute_bias: Any, *inputs: Any
     ) -> Tensor:
-        value = _tensor(fn, fn(*inputs)).clone()
         carried = ctx.needs_input_grad[4:]
+        copies = [x.clone() for x in _chosen(inputs, carried)]
+        value = _tensor(fn, fn(*_placed(copies, inputs, carried))).clone()
         references = _references(ref, inputs, carried)
         if not any(carried):
             return value
@@ -197,8 +244,7 @@ class taylor_decomposition_fn(Function):
             ctx.mark_non_differentiable(value)
             return value
         ctx.bias, ctx.distribute_bias = bias, distribute_bias
-        inputs = tuple(x for x, needed in zip(inputs, carried, strict=True) if needed)
-        ctx.save_for_backward(value if bias else None, *inputs)
+        ctx.save_for_backward(value if bias else None, *_chosen(inputs, carried))
         return value.clone() if bias else value
 
     @staticmethod

@@ -16,7 +16,7 @@ from lxt.engine.callsite import innermost_module
 from lxt.engine.opaque import tensors_in
 from lxt.errors import InvalidInput
 from lxt.explicit.composites import moves
-from lxt.explicit.registration import UNMAPPED, Registration
+from lxt.explicit.registration import Registration
 from lxt.gradients import carries_relevance
 from lxt.rules.elementary import passthrough
 from lxt.rules.registry import REGISTRY
@@ -80,7 +80,7 @@ def _fate(composite: Composite, function: Any) -> tuple[str, str]:
     rule = composite.function_rule(function)
     if moves(function):
         return VOID, YES
-    if rule is not None and rule_name(rule) != UNMAPPED:
+    if rule is not None:
         return rule_name(rule), YES
     return VOID, NO if function in REGISTRY else UNKNOWN
 

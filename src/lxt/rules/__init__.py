@@ -4,6 +4,8 @@
 with sample calls beside it.
 """
 
+from typing import Any
+
 # Importing a file of rules enters them into the registry.
 from lxt.rules import (
     activation,
@@ -49,3 +51,27 @@ __all__ = [
     "spelled",
     "unit",
 ]
+
+# What LXT 2.1 has under the name of this package.
+_EXPLICIT = (
+    "EpsilonRule",
+    "IdentityRule",
+    "StopRelevanceRule",
+    "TaylorDecompositionRule",
+    "UniformEpsilonRule",
+    "UniformRule",
+    "WrapModule",
+    "epsilon_lrp",
+    "epsilon_lrp_fn",
+    "identity",
+    "identity_fn",
+    "stop_relevance_fn",
+    "taylor_decomposition_fn",
+    "uniform_epsilon_lrp_fn",
+    "uniform_rule_fn",
+)
+
+
+def __getattr__(name: str) -> Any:
+    where = ": LXT's rules are in lxt.explicit.rules" if name in _EXPLICIT else ""
+    raise AttributeError(f"module 'lxt.rules' has no attribute {name!r}{where}")

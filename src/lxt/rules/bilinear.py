@@ -48,9 +48,12 @@ QUOTIENT = "AttnLRP Prop. 3.4"
 
 def share(factors: Sequence[Any]) -> list[Any]:
     """The factors, each of those that carry relevance scaled by 1/N in the backward pass."""
-    n = sum(carries_relevance(factor) for factor in factors)
+    carrying = [factor for factor in factors if carries_relevance(factor)]
+    n = len(carrying)
     if n < 2:
         return list(factors)
+    for factor in carrying:
+        require_own(factor)
     return [scale(f, 1 / n) if carries_relevance(f) else f for f in factors]
 
 
@@ -78,7 +81,7 @@ def constant_if_carrying(x: Any) -> Any:
 
 # What torch calls the operands of products and quotients, where they are given by name.
 SECOND = ("other", "mat2", "vec", "vec2", "weight", "tensor")
-_FACTORS = ("mat1", "mat2", "batch1", "batch2", "mat", "vec", "vec1", "vec2", "tensor1", "tensor2")
+FACTORS = ("mat1", "mat2", "batch1", "batch2", "mat", "vec", "vec1", "vec2", "tensor1", "tensor2")
 
 
 def replace_operands(
@@ -219,7 +222,7 @@ def _sum_with_product(
 ) -> Any:
     if len(args) > 3 or not all(isinstance(x, Tensor) for x in args):
         raise Refusal("it has numbers between its operands: give beta, alpha and value by name")
-    args, kwargs = replace_operands(args, kwargs, 1, _FACTORS, change)
+    args, kwargs = replace_operands(args, kwargs, 1, FACTORS, change)
     return operation(*args, **kwargs)
 
 

@@ -153,6 +153,14 @@ def spelled(*names: str) -> Iterator[Operation]:
                 yield operation
 
 
+def as_family(rule: Family | Callable[..., Any]) -> Family:
+    """A rule of one operation in the form of those of many."""
+    if isinstance(rule, Family):
+        return rule
+    name = getattr(rule, "__name__", "rule")
+    return Family(lambda _, *args, **kwargs: rule(*args, **kwargs), name)
+
+
 def in_place(rule: Family, operation: Operation) -> Family:
     """The rule of `operation` for its in-place twin: computed beside, then written back.
 
