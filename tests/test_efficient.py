@@ -282,8 +282,11 @@ def test_a_block_ends_without_harm_if_the_patch_was_removed_or_replaced_within()
     assert attributes(*classes_of(modeling_llama)) == before
     with monkey_patch(modeling_llama):
         later = monkey_patch(modeling_llama, lxt.cp_lrp)
-    assert "on" in repr(later)
-    later.remove()
+    assert "removed" in repr(later)  # the block ends as it began
+    assert attributes(*classes_of(modeling_llama)) == before
+    first = monkey_patch(modeling_llama)
+    with monkey_patch(modeling_llama, lxt.cp_lrp):
+        first.remove()
     assert attributes(*classes_of(modeling_llama)) == before
 
 
@@ -535,6 +538,11 @@ def test_what_others_changed_since_stays() -> None:
     modeling_llama.LlamaMLP.forward = theirs  # type: ignore[method-assign]
     handle.remove()
     assert modeling_llama.LlamaMLP.forward is theirs
+    mlp = modeling_llama.LlamaMLP(zoo.build("llama").config)
+    x = torch.randn(2, 32, requires_grad=True)
+    (gradient,) = torch.autograd.grad(mlp(x).sum(), x)  # what they wrapped has no effect any more
+    expected = torch.autograd.grad(ours.__wrapped__(mlp, x).sum(), x)[0]  # type: ignore[attr-defined]
+    assert torch.equal(gradient, expected)
     modeling_llama.LlamaMLP.forward = ours.__wrapped__  # type: ignore[attr-defined]
 
 

@@ -14,8 +14,10 @@ import torch
 from hypothesis import given, settings, strategies as st
 from pypdf import PdfReader
 
+import lxt
 from lxt import utils
 from lxt.errors import InvalidInput, LxtError, UnwritableFile
+from lxt.explicit import rules as explicit_rules
 from lxt.utils import clean_tokens, pdf_heatmap
 from lxt.views import latex
 
@@ -142,6 +144,13 @@ def test_relevances_of_any_type_give_the_same_file(relevances):
         (None, "NoneType"),
         (np.zeros(4, dtype=complex), "real number"),
         (torch.zeros(4, dtype=torch.complex64), "real number"),
+        ([0, np.complex64(0), 0, 0], "real number"),
+        ([[0.0]] * 4, r"shape \[4, 1\].* one number for each word"),
+        (np.zeros((4, 2)), r"shape \[4, 2\].* one number for each word"),
+        (list(torch.zeros(4, 3)), r"shape \[4, 3\].* one number for each word"),
+        ([0, None, 0, 0], "relevance 1 is None"),
+        (np.array([0, 0, None, 0]), "relevance 2 is None"),
+        (3, "not int"),
     ],
 )
 def test_wrong_relevances_are_quoted(relevances, message):
@@ -186,9 +195,22 @@ def test_wrong_arguments_are_quoted():
         pdf_heatmap(WORDS, RELEVANCES, path="a.txt")
     with pytest.raises(InvalidInput, match="'latexmk'.*'xelatex'.*'matplotlib'"):
         pdf_heatmap(WORDS, RELEVANCES, backend="latexmk")
+    for path in (3, b"a.pdf", None):
+        with pytest.raises(InvalidInput, match=f"path must be .*{path!r}"):
+            pdf_heatmap(WORDS, RELEVANCES, path=path)
 
 
-@pytest.mark.parametrize("path", ["file/a.pdf", "folder.pdf", "a\0.pdf", ""])
+def test_a_folder_is_no_file():
+    Path("folder").mkdir()
+    for path in ("folder", "folder/", "new/", Path("folder")):
+        with pytest.raises(UnwritableFile, match=f"'{path}'.* a folder"):
+            pdf_heatmap(WORDS, RELEVANCES, path=path)
+    with pytest.raises(UnwritableFile, match="no file"):
+        pdf_heatmap(WORDS, RELEVANCES, path="")
+    assert sorted(path.name for path in Path().iterdir()) == ["bin", "folder"]
+
+
+@pytest.mark.parametrize("path", ["file/a.pdf", "folder.pdf", "a\0.pdf", "", "a" * 300])
 def test_what_cannot_be_written_is_quoted_and_leaves_nothing(path, tmp_path):
     Path("file").write_text("kept")
     Path("folder.pdf").mkdir()
@@ -331,3 +353,25 @@ def test_nothing_heavy_is_imported_with_it():
     command = [sys.executable, "-c", code]
     done = subprocess.run(command, check=True, capture_output=True, text=True)
     assert done.stdout == "set()\n"
+
+
+def test_subpackages_are_imported_when_they_are_asked_for():
+    code = (
+        "import sys, lxt; names = {'lxt.explicit', 'lxt.efficient', 'lxt.utils'}; "
+        "print(names & set(sys.modules)); "
+        "lxt.explicit.attnlrp, lxt.efficient.monkey_patch, lxt.utils.pdf_heatmap; "
+        "print(names <= set(sys.modules))"
+    )
+    command = [sys.executable, "-c", code]
+    done = subprocess.run(command, check=True, capture_output=True, text=True)
+    assert done.stdout == "set()\nTrue\n"
+    with pytest.raises(AttributeError, match="'lxt' has no attribute 'explict'"):
+        lxt.explict  # noqa: B018
+
+
+def test_rules_of_lxt_are_named_where_they_are_not():
+    for name in explicit_rules.__all__:
+        with pytest.raises(AttributeError, match=f"it is lxt.explicit.rules.{name}"):
+            getattr(lxt.rules, name)
+    with pytest.raises(AttributeError, match="no attribute 'Epsilon'$"):
+        lxt.rules.Epsilon  # noqa: B018

@@ -6,7 +6,7 @@
 """
 
 import importlib
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from lxt import errors, gradients, rules
 from lxt._version import __version__
@@ -40,10 +40,11 @@ __all__ = [
     "rules",
 ]
 
-_SUBPACKAGES = ("efficient", "explicit", "utils")
+if TYPE_CHECKING:
+    from lxt import efficient, explicit, utils  # noqa: F401 - imported when first asked for
+else:
 
-
-def __getattr__(name: str) -> Any:
-    if name in _SUBPACKAGES:  # imported when they are first asked for
-        return importlib.import_module(f"lxt.{name}")
-    raise AttributeError(f"module 'lxt' has no attribute {name!r}")
+    def __getattr__(name: str) -> Any:
+        if name in ("efficient", "explicit", "utils"):
+            return importlib.import_module(f"lxt.{name}")
+        raise AttributeError(f"module 'lxt' has no attribute {name!r}")

@@ -154,24 +154,18 @@ def _relevances(relevances: Any, count: int) -> "np.ndarray":
     import numpy as np
     import torch
 
+    if isinstance(relevances, np.ndarray | torch.Tensor) and relevances.ndim != 1:
+        raise _no_vector(relevances.shape)
+    if isinstance(relevances, torch.Tensor):
+        relevances = relevances.detach().cpu().tolist()  # numpy lacks bfloat16
     try:
-        values = relevances if isinstance(relevances, np.ndarray | torch.Tensor) else None
-        if values is None:
-            values = np.array([float(value) for value in relevances], dtype=np.float64)
-        if not (values.ndim == 1 and _is_real(values.dtype)):
-            raise InvalidInput(
-                f"relevances have shape {list(values.shape)} and type {values.dtype}, "
-                "and must be one real number for each word"
-            )
-        if isinstance(values, torch.Tensor):
-            values = values.detach().to("cpu", torch.float64).numpy()  # which lacks bfloat16
-        values = values.astype(np.float64)
-    except (TypeError, ValueError, RuntimeError) as error:
-        if isinstance(error, InvalidInput):
-            raise
+        listed = list(relevances)
+    except TypeError as error:
         raise InvalidInput(
-            f"relevances must be a list, array or tensor of numbers: {error}"
+            "relevances must be a list, array or tensor of numbers, not "
+            f"{type(relevances).__name__}"
         ) from error
+    values = np.array([_number(i, value, len(listed)) for i, value in enumerate(listed)])
     if len(values) != count:
         raise InvalidInput(f"there are {len(values)} relevances for {count} words")
     outside = ~(np.abs(values) <= 1)  # NaN is outside, too
@@ -184,8 +178,25 @@ def _relevances(relevances: Any, count: int) -> "np.ndarray":
     return values
 
 
-def _is_real(dtype: Any) -> bool:
-    return not (getattr(dtype, "is_complex", False) or getattr(dtype, "kind", "") == "c")
+def _number(i: int, value: Any, count: int) -> float:
+    import numpy as np
+
+    if isinstance(value, Sequence) and not isinstance(value, str | bytes):
+        raise _no_vector((count, len(value)))
+    if getattr(value, "ndim", 0):
+        raise _no_vector((count, *value.shape))
+    try:
+        if not isinstance(value, str | bytes | complex | np.complexfloating):
+            return float(value)
+    except (TypeError, ValueError, RuntimeError, OverflowError):
+        pass
+    raise InvalidInput(f"relevance {i} is {value!r:.80}, and must be a real number")
+
+
+def _no_vector(shape: Sequence[int]) -> InvalidInput:
+    return InvalidInput(
+        f"relevances have shape {list(shape)}, and must be one number for each word: [words]"
+    )
 
 
 def _colours(values: "np.ndarray", cmap: "str | Colormap") -> list[str]:
@@ -216,9 +227,16 @@ def _colormap(cmap: "str | Colormap") -> "Colormap":
 
 
 def _file(path: str | os.PathLike[str]) -> Path:
-    file = Path(path)
-    if not file.name:
-        raise UnwritableFile(f"can't write {os.fspath(path)!r}: it names no file")
+    try:
+        given = os.fspath(path)
+        file = Path(given)
+    except TypeError as error:
+        raise InvalidInput(f"path must be a text or a pathlib.Path, not {path!r:.80}") from error
+    is_folder = given.endswith(("/", os.sep)) or os.path.isdir(given)  # noqa: PTH112 - never raises
+    if is_folder or not file.name:
+        raise UnwritableFile(
+            f"can't write {given!r}: it names {'a folder' if is_folder else 'no file'}"
+        )
     if not file.suffix:
         return file.with_name(file.name + ".pdf")
     if file.suffix.lower() not in _SUFFIXES:

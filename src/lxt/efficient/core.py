@@ -7,24 +7,22 @@ models share, such as `torch.nn.Dropout` or the registry of attention functions,
 
 from __future__ import annotations
 
-import functools
 import inspect
+import threading
 import warnings
 import weakref
 from collections.abc import Callable, Mapping
 from types import ModuleType
 from typing import Any
 
-import torch
 from torch import nn
 
-from lxt.composite import Composite, nothing_to_explain
+from lxt.composite import Composite
+from lxt.efficient.entrances import ClassEntrance
 from lxt.efficient.models import get_default_map
 from lxt.efficient.patches import apply
 from lxt.efficient.recipe import Recipe
-from lxt.engine.mode import is_inside
-from lxt.errors import InvalidComposite, InvalidModel, UnusedCompositeWarning
-from lxt.propagation import Propagation
+from lxt.errors import InvalidComposite, InvalidModel
 
 __all__ = ["Patch", "monkey_patch"]
 
@@ -32,6 +30,8 @@ PatchMap = Mapping[Any, Callable[[Any], Any]]
 
 _patched: weakref.WeakKeyDictionary[Any, Patch] = weakref.WeakKeyDictionary()
 """What is patched now: Python modules and instances, with the patch in force."""
+
+_lock = threading.RLock()
 
 
 def monkey_patch(
@@ -78,15 +78,16 @@ def monkey_patch(
         patch_map = {source: apply(patch_map)}
     _require_map(patch_map)
 
-    previous = _patched.get(module)
-    if previous is not None:
-        previous.suspend()
-    try:
-        patch = Patch(module, source, patch_map, previous)
-    except BaseException:
+    with _lock:
+        previous = _patched.get(module)
         if previous is not None:
-            previous.resume()
-        raise
+            previous.suspend()
+        try:
+            patch = Patch(module, source, patch_map, previous)
+        except BaseException:
+            if previous is not None:
+                previous.resume()
+            raise
     if verbose:
         for name in patch.names:
             print(f"Patched {name}")
@@ -113,6 +114,7 @@ class Patch:
         self._source = source
         self._map = dict(patch_map)
         self._previous = previous
+        self._is_removed = False
         self._handle: Any = None
         self._enter()
 
@@ -140,7 +142,7 @@ class Patch:
                 )
             # Kept alive by the instance itself.
             self._handle = weakref.ref(self.composite.register(target))
-        self._entrances = [_ClassEntrance(cls, self.composite) for cls in classes]
+        self._entrances = [ClassEntrance(cls, self.composite) for cls in classes]
         targets = dict.fromkeys([*self._map, *classes])
         self.names = [patched.__name__ for patched in targets]
         _patched[target] = self
@@ -161,8 +163,10 @@ class Patch:
 
     def remove(self) -> None:
         """Put the target back as it was unpatched. Removing twice is harmless."""
-        if self._is_on():
-            self.suspend()
+        with _lock:
+            self._is_removed = True
+            if self._is_on():
+                self.suspend()
 
     def _is_on(self) -> bool:
         target = self.target
@@ -172,9 +176,14 @@ class Patch:
         return self
 
     def __exit__(self, *_: Any) -> None:
-        if self._is_on():
-            self.suspend()
-            if self._previous is not None:
+        with _lock:
+            self._is_removed = True
+            target = self.target
+            current = None if target is None else _patched.get(target)
+            if current is None:
+                return  # removed within the block
+            current.suspend()
+            if self._previous is not None and not self._previous._is_removed:
                 self._previous.resume()
 
     def __repr__(self) -> str:
@@ -222,54 +231,3 @@ def _model_classes(module: ModuleType) -> list[type[nn.Module]]:
 def _provider(cls: type) -> type:
     """The class whose `forward` a class has."""
     return next(base for base in cls.__mro__ if "forward" in vars(base))
-
-
-class _ClassEntrance:
-    """A class's `forward`, behind which each instance runs under a composite.
-
-    Of nested calls only the outermost enters: the rules cover what is within.
-    """
-
-    def __init__(self, cls: type[nn.Module], composite: Composite) -> None:
-        self._cls = cls
-        self._earlier = vars(cls).get("forward")
-        original = cls.forward
-        propagations: weakref.WeakKeyDictionary[nn.Module, Propagation] = (
-            weakref.WeakKeyDictionary()
-        )
-
-        @functools.wraps(original)
-        def forward(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
-            if not torch.is_grad_enabled() or is_inside() or _is_others(type(self), cls):
-                return original(self, *args, **kwargs)
-            propagation = propagations.get(self)
-            is_first = propagation is None
-            if propagation is None:
-                propagation = Propagation(self, composite, composite.on_unknown, registered=False)
-                propagations[self] = propagation
-            output = propagation.run(original.__get__(self), args, kwargs)
-            trains = any(parameter.requires_grad for parameter in self.parameters())
-            if is_first and trains and not propagation.carried_relevance:
-                # Whoever trains it, or waits for gradients inside, gets none.
-                warnings.warn(
-                    nothing_to_explain(self, composite), UnusedCompositeWarning, stacklevel=2
-                )
-            return output
-
-        self._forward = forward
-        cls.forward = forward
-
-    def remove(self) -> None:
-        """Put the class's own forward back, unless somebody replaced ours since."""
-        if vars(self._cls).get("forward") is not self._forward:
-            return
-        if self._earlier is None:
-            del self._cls.forward
-        else:
-            self._cls.forward = self._earlier
-
-
-def _is_others(cls: type, patched: type) -> bool:
-    """Whether a subclass of a patched class is another library model, which is not to change."""
-    libraries = ("transformers.", "torchvision.", "timm.")
-    return cls.__module__ != patched.__module__ and cls.__module__.startswith(libraries)

@@ -28,6 +28,7 @@ from lxt.composite import Composite
 from lxt.efficient.recipe import Recipe
 from lxt.efficient.registries import wrap_attention_functions
 from lxt.efficient.rules import divide_gradient, identity_rule_implicit, stop_gradient
+from lxt.engine.mode import in_force
 from lxt.errors import InvalidComposite
 from lxt.rules.normalization import layer_norm
 
@@ -219,6 +220,12 @@ def cp_wrap_attention_forward(forward_fn: Callable[..., Any]) -> Callable[..., A
     def cp_attention_forward(
         module: Any, query: Tensor, key: Tensor, value: Tensor, *args: Any, **kwargs: Any
     ) -> Any:
+        if in_force.mode is not None and in_force.mode.propagation.on_unknown == "error":
+            raise InvalidComposite(
+                "the attention of this model is patched by patch_cp_attention, and the model under "
+                f"{in_force.mode.propagation.composite.name!r}, which has rules for attention too: "
+                "take one of the two"
+            )
         query, key = stop_gradient(query), stop_gradient(key)
         return forward_fn(module, query, key, value, *args, **_without_dropout(kwargs))
 

@@ -62,11 +62,17 @@ class Recipe:
         """Have `fn` run in place of the forward of `cls`, in models of the patched module."""
 
         def patched(module: nn.Module, *args: Any, **kwargs: Any) -> Any:
-            if keep_original:
-                # A shallow twin gets the attribute: the instance itself is shared by threads.
-                forward, module = module.forward, copy.copy(module)
-                module.__dict__["original_forward"] = forward
-            return fn(module, *args, **kwargs)
+            if not keep_original:
+                return fn(module, *args, **kwargs)
+            # A shallow twin gets the attribute: the instance itself is shared by threads.
+            twin = copy.copy(module)
+            twin.__dict__["original_forward"] = module.forward
+            before = dict(twin.__dict__)
+            output = fn(twin, *args, **kwargs)
+            for name, value in twin.__dict__.items():
+                if before.get(name) is not value:  # what the forward left on it
+                    module.__dict__[name] = value
+            return output
 
         self._forwards[cls] = functools.wraps(fn, assigned=("__name__", "__doc__"))(patched)
 

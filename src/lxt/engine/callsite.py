@@ -11,7 +11,7 @@ from types import FrameType
 import torch
 from torch import nn
 
-__all__ = ["caller", "describe_callsite", "innermost_module"]
+__all__ = ["caller", "describe_callsite", "enclosing_module", "innermost_module"]
 
 _LIBRARIES = (str(Path(__file__).parents[1]), str(Path(torch.__file__).parent))
 
@@ -21,6 +21,16 @@ def _frames() -> Iterator[FrameType]:
     while frame is not None:
         yield frame
         frame = frame.f_back
+
+
+def _running() -> Iterator[nn.Module]:
+    """The modules in whose methods we are, innermost first."""
+    for frame in _frames():
+        # Looking at a frame's locals keeps them alive for as long as it runs: at methods' only.
+        if frame.f_code.co_varnames[:1] == ("self",):
+            module = frame.f_locals.get("self")
+            if isinstance(module, nn.Module):
+                yield module
 
 
 def caller() -> FrameType:
@@ -35,11 +45,18 @@ def caller() -> FrameType:
 def innermost_module(model: nn.Module) -> tuple[str, nn.Module]:
     """The innermost module of `model` whose forward is running, with its path in the model."""
     names = {id(module): name for name, module in model.named_modules()}
-    for frame in _frames():
-        module = frame.f_locals.get("self")
-        if isinstance(module, nn.Module) and id(module) in names:
+    for module in _running():
+        if id(module) in names:
             return names[id(module)], module
     return "", model
+
+
+def enclosing_module(model: nn.Module) -> nn.Module | None:
+    """The innermost module whose forward is running and that `model` is a part of, if any."""
+    for module in _running():
+        if module is not model and any(part is model for part in module.modules()):
+            return module
+    return None
 
 
 def describe_callsite(model: nn.Module) -> str:

@@ -253,6 +253,14 @@ class softmax_fn(Function):
         return *_summed(ctx, saved, relevance), None, None, None, None
 
 
+def rms_norm(hidden_states: Tensor, weight: Tensor | None, variance_epsilon: float) -> Tensor:
+    """What `rms_norm_identity` computes, without its rule."""
+    x = hidden_states.to(compute_dtype(hidden_states.dtype))
+    y = x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + variance_epsilon)
+    y = y.to(hidden_states.dtype)
+    return y if weight is None else weight * y
+
+
 class rms_norm_identity_fn(Function):
     """`rms_norm_identity`, by position."""
 
@@ -260,10 +268,7 @@ class rms_norm_identity_fn(Function):
     def forward(
         ctx: Any, hidden_states: Tensor, weight: Tensor | None, variance_epsilon: float
     ) -> Tensor:
-        x = hidden_states.to(compute_dtype(hidden_states.dtype))
-        y = x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + variance_epsilon)
-        y = y.to(hidden_states.dtype)
-        return _of_first_operand(ctx, y if weight is None else weight * y)
+        return _of_first_operand(ctx, rms_norm(hidden_states, weight, variance_epsilon))
 
     @staticmethod
     @once_differentiable

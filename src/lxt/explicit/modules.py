@@ -1,7 +1,7 @@
 """Modules in the place of torch's whose backward pass is a rule of LRP, and how they are made.
 
-They share the parameters of what they replace. `x.grad` is the relevance; the rules are those of
-`lxt.explicit.functional`.
+They share the parameters and hooks of what they replace. `x.grad` is the relevance; the rules are
+those of `lxt.explicit.functional`. With a hook of Zennit on it, a module has Zennit's rule alone.
 """
 
 # ruff: noqa: D102 - `forward` is described by its class
@@ -19,7 +19,8 @@ from torch import Tensor, nn
 
 from lxt.errors import InvalidInput, InvalidRule, UnknownOperation
 from lxt.explicit import functional
-from lxt.explicit.functions import layer_norm_grad_fn
+from lxt.explicit.functions import layer_norm_grad_fn, rms_norm
+from lxt.explicit.replacing import require_same_value, with_state
 from lxt.explicit.rules import epsilon_lrp
 from lxt.explicit.special import multi_head_attention_cp
 from lxt.gradients import compute_dtype
@@ -61,6 +62,9 @@ class SoftmaxDT(nn.Softmax):
     def forward(self, input: Tensor) -> Tensor:
         # what torch takes for a dimension that is not given
         dim = int(input.dim() not in (0, 1, 3)) if self.dim is None else self.dim
+        if _has_zennits_rule(self):
+            input = input if self.dtype is None else input.to(self.dtype)
+            return F.softmax(input / self.temperature, dim)
         return functional.softmax(input, dim, self.dtype, self.temperature, self.inplace)
 
 
@@ -81,6 +85,8 @@ class LinearEpsilon(nn.Linear):
         self.epsilon = epsilon
 
     def forward(self, input: Tensor) -> Tensor:
+        if _has_zennits_rule(self):
+            return super().forward(input)
         return functional.linear_epsilon(input, self.weight, self.bias, self.epsilon)
 
 
@@ -101,7 +107,8 @@ class RMSNormIdentity(nn.Module):
     def forward(self, hidden_states: Tensor) -> Tensor:
         eps = self.variance_epsilon
         eps = torch.finfo(compute_dtype(hidden_states.dtype)).eps if eps is None else eps
-        return functional.rms_norm_identity(hidden_states, self.weight, eps)
+        norm = rms_norm if _has_zennits_rule(self) else functional.rms_norm_identity
+        return norm(hidden_states, self.weight, eps)
 
 
 class LayerNormEpsilon(nn.LayerNorm):
@@ -120,6 +127,8 @@ class LayerNormEpsilon(nn.LayerNorm):
         super().__init__(shape, eps, elementwise_affine, bias, device, dtype)
 
     def forward(self, input: Tensor) -> Tensor:
+        if _has_zennits_rule(self):
+            return super().forward(input)
         return layer_norm_grad_fn.apply(
             input, self.weight, self.bias, self.eps, 1e-6, self.normalized_shape
         )  # pyright: ignore[reportReturnType]
@@ -149,7 +158,7 @@ class MultiheadAttention_CP(nn.Module):  # noqa: N801 - LXT's name
     """`nn.MultiheadAttention` by CP-LRP: see `special.multi_head_attention_cp`; no dropout.
 
     Made by `initialize_MHA`. `v_proj` and `out_proj` have the ε-rule, ε = 10⁻⁶, unless there is
-    another on them: they were replaced by another module, or have hooks of zennit.
+    another on them: they were replaced by another module, or have hooks of Zennit.
     """
 
     q_proj_weight: Tensor | None
@@ -246,15 +255,19 @@ def _innermost(module: Any) -> Any:
 def _with_rule(projection: nn.Module) -> Callable[[Tensor], Tensor]:
     """`projection` by the ε-rule, unless it has a rule."""
     plain = type(projection) in (LinearInProjection, LinearOutProjection)
-    hooks = [*projection._forward_hooks.values(), *projection._forward_pre_hooks.values()]
-    if not plain or any(map(_is_of_zennit, hooks)):
+    if not plain or _has_zennits_rule(projection):
         return projection
     return partial(epsilon_lrp, projection, 1e-6)
 
 
-def _is_of_zennit(hook: Any) -> bool:
-    classes = type(getattr(hook, "__self__", None)).__mro__
-    return any(cls.__module__.partition(".")[0] == "zennit" for cls in classes)
+def _has_zennits_rule(module: nn.Module) -> bool:
+    """Whether Zennit has a hook on it, which runs `forward` again and takes that gradient."""
+    hooks = (*module._forward_hooks.values(), *module._forward_pre_hooks.values())
+    return any(
+        cls.__module__.partition(".")[0] == "zennit"
+        for hook in hooks
+        for cls in type(getattr(hook, "__self__", None)).__mro__
+    )
 
 
 def copy_parameters_and_buffers_(original: nn.Module, replacement: nn.Module) -> None:
@@ -272,13 +285,14 @@ def copy_parameters_and_buffers_(original: nn.Module, replacement: nn.Module) ->
 
 
 def initialize_generic(original: nn.Module, replacement: type[M]) -> M:
-    """A `replacement` with the settings, the parameters and the buffers of `original`.
+    """A `replacement` with the settings, parameters, buffers and hooks of `original`.
 
     Its arguments are the attributes of those names that `original` has. Norms name theirs in many
     ways: `variance_epsilon` serves as `eps`, and the weight's size as `hidden_size`.
 
     Raises:
-        InvalidRule: an argument that must be given is no attribute of `original`.
+        InvalidRule: an argument that must be given is no attribute of `original`, or a module of
+            this file would compute something else than it.
 
     """
     return _initialize(original, replacement, {})
@@ -307,9 +321,9 @@ def _initialize(original: nn.Module, replacement: type[M], given: dict[str, Any]
             )
     with torch.device("meta"):  # what it makes for itself is replaced at once
         module = replacement(**arguments)
-    module.train(original.training)
     copy_parameters_and_buffers_(original, module)
-    return module
+    require_same_value(original, module, _STANDS_FOR)
+    return with_state(original, module)
 
 
 def _normalized_shape(original: Any) -> Sequence[int]:
@@ -331,6 +345,7 @@ def initialize_MHA(  # noqa: N802 - LXT's name
 
     Raises:
         UnknownOperation: it has `add_bias_kv` or `add_zero_attn`.
+        InvalidRule: it is of a class with a `forward` of its own.
 
     """
     if original.bias_k is not None or original.bias_v is not None:
@@ -349,8 +364,17 @@ def initialize_MHA(  # noqa: N802 - LXT's name
     module.out_proj.bias = original.out_proj.bias
     for name in ("embed_dim", "num_heads", "head_dim", "batch_first"):
         setattr(module, name, getattr(original, name))
-    return module.train(original.training)
+    require_same_value(original, module, _STANDS_FOR)
+    return with_state(original, module)
 
+
+_STANDS_FOR: dict[type[nn.Module], type[nn.Module]] = {
+    SoftmaxDT: nn.Softmax,
+    LinearEpsilon: nn.Linear,
+    RMSNormIdentity: nn.RMSNorm,
+    LayerNormEpsilon: nn.LayerNorm,
+    MultiheadAttention_CP: nn.MultiheadAttention,
+}
 
 INIT_MODULE_MAPPING: dict[type[nn.Module], Callable[..., nn.Module]] = {
     SoftmaxDT: initialize_generic,

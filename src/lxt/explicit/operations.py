@@ -233,6 +233,7 @@ def softmax(
     """Softmax by its Taylor expansion (Prop. 3.1); a cast before it moves values."""
     if not input.requires_grad:
         return operation(input, dim, *args, **kwargs)
+    dim = kwargs.get("axis") if dim is None else dim
     if dim is None:
         raise Refusal("it doesn't say which dimension sums to one: give dim")
     # torch.softmax(x, dim, dtype), F.softmax(x, dim, stacklevel, dtype)

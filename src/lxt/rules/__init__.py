@@ -4,7 +4,7 @@
 with sample calls beside it.
 """
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 # Importing a file of rules enters them into the registry.
 from lxt.rules import (
@@ -52,7 +52,7 @@ __all__ = [
     "unit",
 ]
 
-# What LXT 2.1 has under the name of this package.
+# Rules of LXT 2.1, which are asked for here by mistake.
 _EXPLICIT = (
     "EpsilonRule",
     "IdentityRule",
@@ -72,6 +72,8 @@ _EXPLICIT = (
 )
 
 
-def __getattr__(name: str) -> Any:
-    where = ": LXT's rules are in lxt.explicit.rules" if name in _EXPLICIT else ""
-    raise AttributeError(f"module 'lxt.rules' has no attribute {name!r}{where}")
+if not TYPE_CHECKING:  # a checker would take any name for one of this package
+
+    def __getattr__(name: str) -> Any:
+        where = f": it is lxt.explicit.rules.{name}" if name in _EXPLICIT else ""
+        raise AttributeError(f"module 'lxt.rules' has no attribute {name!r}{where}")

@@ -1,0 +1,109 @@
+"""Class entrances: a class whose instances run under a composite whenever they are called."""
+
+from __future__ import annotations
+
+import functools
+import threading
+import warnings
+import weakref
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import nn
+
+from lxt.composite import Composite, nothing_to_explain
+from lxt.engine.callsite import enclosing_module
+from lxt.engine.mode import is_inside
+from lxt.errors import UnusedCompositeWarning
+from lxt.propagation import Propagation
+
+__all__ = ["ClassEntrance"]
+
+
+class ClassEntrance:
+    """What stands before `__call__` and `forward` of a class: the way in for each instance.
+
+    Of nested calls only the outermost enters: the rules cover what is within. `__call__` comes
+    first, whatever an instance has for its `forward`, such as accelerate's hooks.
+    """
+
+    def __init__(self, cls: type[nn.Module], composite: Composite) -> None:
+        self._cls = cls
+        self._composite = composite
+        self._is_on = True
+        self._propagations: weakref.WeakKeyDictionary[nn.Module, Propagation] = (
+            weakref.WeakKeyDictionary()
+        )
+        self._lock = threading.Lock()
+        self._methods: dict[str, tuple[Any, Any]] = {}
+        for name in ("__call__", "forward"):
+            earlier, method = vars(cls).get(name), self._entering(getattr(cls, name))
+            self._methods[name] = (earlier, method)
+            setattr(cls, name, method)
+
+    def remove(self) -> None:
+        """Put the class's own methods back, unless somebody replaced ours since."""
+        self._is_on = False  # for those who keep ours
+        for name, (earlier, method) in self._methods.items():
+            if vars(self._cls).get(name) is not method:
+                continue
+            if earlier is None:
+                delattr(self._cls, name)
+            else:
+                setattr(self._cls, name, earlier)
+
+    def _entering(self, original: Callable[..., Any]) -> Callable[..., Any]:
+        entrance = self
+
+        @functools.wraps(original)
+        def method(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
+            is_ours = entrance._is_on and torch.is_grad_enabled() and not is_inside()
+            if not is_ours or _is_others(type(self), entrance._cls):
+                return original(self, *args, **kwargs)
+            return entrance._run(self, original.__get__(self), args, kwargs)
+
+        return method
+
+    def _run(
+        self,
+        model: nn.Module,
+        forward: Callable[..., Any],
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+    ) -> Any:
+        with self._lock:
+            propagation = self._propagations.get(model)
+            is_first = propagation is None
+            if propagation is None:
+                propagation = Propagation(
+                    model, self._composite, self._composite.on_unknown, registered=False
+                )
+                self._propagations[model] = propagation
+        output = propagation.run(forward, args, kwargs)
+        if is_first:
+            self._warn(model, propagation)
+        return output
+
+    def _warn(self, model: nn.Module, propagation: Propagation) -> None:
+        """Say what a first call shows to be in vain, or in part."""
+        problem = None
+        trains = any(parameter.requires_grad for parameter in model.parameters())
+        outer = enclosing_module(model)
+        if not propagation.carried_relevance:
+            # Whoever trains it, or waits for gradients inside, gets none.
+            problem = nothing_to_explain(model, self._composite) if trains else None
+        elif outer is not None:
+            problem = (
+                f"{type(model).__name__} is patched, and {type(outer).__name__}, which it is a "
+                "part of, is not: outside of it relevance is the plain gradient. Patch the Python "
+                f"module of {type(outer).__name__} too, or the model: monkey_patch(model)"
+            )
+        if problem:
+            warnings.warn(problem, UnusedCompositeWarning, stacklevel=4)
+
+
+def _is_others(cls: type, patched: type) -> bool:
+    """Whether a subclass of a patched class is another library model, which is not to change."""
+    libraries = ("transformers.", "torchvision.", "timm.")
+    return cls.__module__ != patched.__module__ and cls.__module__.startswith(libraries)
