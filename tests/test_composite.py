@@ -1,5 +1,8 @@
 """A composite is an immutable table that validates, merges, matches and describes itself."""
 
+import operator
+from typing import Any
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -213,3 +216,33 @@ def test_a_model_that_is_a_target_itself() -> None:
     expected = torch.where(X == 0, 0.5, expected).detach()
     assert torch.allclose(gradient(lxt.attnlrp | {Squash: unit}, Squash()), expected)
     assert not torch.allclose(gradient(lxt.attnlrp, Squash()), expected)
+
+
+@pytest.mark.parametrize(
+    ("method", "operation"),
+    [
+        (torch.Tensor.__add__, lambda x: x + x),
+        (torch.Tensor.__radd__, lambda x: 1 + x),
+        (torch.Tensor.__itruediv__, lambda x: operator.itruediv(x.clone(), 2)),
+        (torch.Tensor.__imul__, lambda x: operator.imul(x.clone(), 2)),
+        (torch.Tensor.__matmul__, lambda x: x @ x),
+        (torch.Tensor.__neg__, lambda x: -x),
+    ],
+)
+def test_the_methods_behind_pythons_operators_are_targets(method: Any, operation: Any) -> None:
+    """Torch shows them under other names."""
+
+    class Model(nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return operation(x) + 0 * x.sum()
+
+    calls = []
+
+    def seen(operation: Any, *args: Any, **kwargs: Any) -> Any:
+        calls.append(operation)
+        return operation(*args, **kwargs)
+
+    model, x = Model(), torch.eye(2, requires_grad=True)
+    with (lxt.attnlrp | {method: lxt.rules.family(seen)}).context(model):
+        model(x)
+    assert calls

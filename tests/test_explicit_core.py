@@ -238,7 +238,10 @@ def test_a_composite_on_several_models(x: Tensor) -> None:
         lrp.register(model)
     assert all("EpsilonRule" in str(model) for model in models)
     with pytest.raises(AlreadyRegistered):
-        lrp.register(models[0])
+        Composite({nn.Linear: rules.IdentityRule}).register(models[0])
+    once = relevance(models[0], x)
+    lrp.register(models[0])  # again, as a notebook does
+    assert torch.equal(relevance(models[0], x), once)
     lrp.remove()
     assert [state(model) for model in models] == before
 

@@ -12,7 +12,7 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from lxt.engine.nodes import Formulation
 from lxt.errors import InvalidComposite, UnusedCompositeWarning
@@ -108,7 +108,8 @@ class Composite(Mapping[Target, Rule]):
     ) -> None:
         for target, rule in rules.items():
             _check(target, rule)
-        self._rules: Mapping[Target, Rule] = MappingProxyType(dict(rules))
+        rules = {_as_dispatched(target): rule for target, rule in rules.items()}
+        self._rules: Mapping[Target, Rule] = MappingProxyType(rules)
         # later ones first, since they are preferred
         patterns = [target for target in reversed(list(rules)) if isinstance(target, str)]
         self._names = tuple(patterns)
@@ -323,6 +324,24 @@ def _spell(target: Any) -> str:
     if isinstance(target, type):
         return f"{target.__module__}.{target.__qualname__}"
     return operation_name(target)
+
+
+def _as_dispatched(target: Any) -> Any:
+    """The function that a mode sees where Python calls an operator's method of `Tensor`."""
+    name = getattr(target, "__name__", "")
+    if getattr(Tensor, name, None) is not target or not name.startswith("__"):
+        return target
+    return _OPERATOR_METHODS.get(name, target)
+
+
+# The operators' methods that aren't seen by their own names, as `2 - a` and `a ** 2` are.
+_OPERATIONS = {"add": "add", "sub": "sub", "mul": "mul", "truediv": "div", "div": "div"}
+_OPERATOR_METHODS = {
+    **{f"__{name}__": getattr(Tensor, method) for name, method in _OPERATIONS.items()},
+    **{f"__i{name}__": getattr(Tensor, f"{method}_") for name, method in _OPERATIONS.items()},
+    **{f"__r{name}__": getattr(Tensor, name) for name in ("add", "mul")},
+    **{f"__{name}__": getattr(Tensor, name) for name in ("matmul", "neg", "abs")},
+}
 
 
 def _checked(on_unknown: Any) -> OnUnknown:

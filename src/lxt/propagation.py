@@ -25,6 +25,7 @@ from lxt.engine.opaque import tensors_in
 from lxt.engine.parameters import ConstantParameters
 from lxt.engine.standins import StandIn
 from lxt.engine.verify import verified
+from lxt.engine.zennit import require_zennit_speaks
 from lxt.errors import AlreadyRegistered, InvalidComposite, InvalidModel
 from lxt.rules.elementary import Unfolded, composed, passthrough
 from lxt.rules.registry import Family
@@ -42,6 +43,7 @@ class Propagation:
 
     Made by `Composite.register` and `Composite.context`. One that isn't `registered` is in force
     only where somebody calls `run`; it leaves the instance free for others and doesn't keep it.
+    Without `constants` parameters are left alone, for rules that don't ask what is a constant.
     """
 
     def __init__(
@@ -51,6 +53,7 @@ class Propagation:
         on_unknown: OnUnknown,
         *,
         registered: bool = True,
+        constants: bool = True,
     ) -> None:
         if not isinstance(model, nn.Module):
             raise InvalidModel(f"{model!r} is no torch.nn.Module: relevance can't flow through it")
@@ -62,6 +65,7 @@ class Propagation:
             (lambda: model) if registered else weakref.ref(model)
         )
         self.composite = composite
+        self.constants = constants
         self.on_unknown: OnUnknown = on_unknown
         self._functions: dict[Any, Callable[..., Any] | None] = {}
         self._module_rules: dict[type, Rule | None] = {}
@@ -107,6 +111,7 @@ class Propagation:
         self.was_called = True
         if not torch.is_grad_enabled() or self.is_active():
             return forward(*args, **kwargs)
+        require_zennit_speaks(self.model, self.composite.formulation)
         with self.active() as mode:
             unit = self.model.__dict__.get("forward")  # where the model is a target itself
             output = (unit if isinstance(unit, _Unit) else forward)(*args, **kwargs)
@@ -171,7 +176,8 @@ class Propagation:
         with self._lock:
             if self._depth == 0:
                 with ExitStack() as undo:
-                    undo.callback(ConstantParameters(self.model).release)
+                    if self.constants:
+                        undo.callback(ConstantParameters(self.model).release)
                     for module, rule in self._module_targets():
                         undo.callback(_Unit.install(module, self, rule).release, self)
                     self._undo = undo.pop_all()

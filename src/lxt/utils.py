@@ -183,8 +183,9 @@ def _number(i: int, value: Any, count: int) -> float:
 
     if isinstance(value, Sequence) and not isinstance(value, str | bytes):
         raise _no_vector((count, len(value)))
-    if getattr(value, "ndim", 0):
-        raise _no_vector((count, *value.shape))
+    shape = getattr(value, "shape", ())
+    if len(shape):
+        raise _no_vector((count, *shape))
     try:
         if not isinstance(value, str | bytes | complex | np.complexfloating):
             return float(value)

@@ -1,6 +1,7 @@
 """The explicit formulation with Zennit, which speaks it natively, and with open_clip."""
 
 import operator
+import warnings
 
 import pytest
 import torch
@@ -17,6 +18,7 @@ import lxt.explicit.functional as lf
 import lxt.explicit.modules as lm
 import lxt.explicit.rules as rules
 from lxt.efficient import monkey_patch, monkey_patch_zennit
+from lxt.errors import InvalidComposite, UnmappedOperationWarning
 from lxt.explicit import explicit_form
 from lxt.explicit.core import Composite
 from lxt.explicit.models import openclip
@@ -126,6 +128,37 @@ def test_zennits_rules_around_ours_on_a_plain_net() -> None:
     expected = explicit_relevance(model, x)
     alone.remove()
     assert difference(mixed, expected) <= 1e-10
+
+
+def test_hooks_of_zennit_that_speak_the_other_formulation_are_refused() -> None:
+    model, x = cnn(), normal(2, 3, 7, 7).requires_grad_()
+    composite = LayerMapComposite([(nn.Linear, zennit_rules.Epsilon())])
+    composite.register(model)
+    refused = pytest.raises(InvalidComposite, match="hands back relevance.*after lxt.*patch_zennit")
+    with refused, lxt.attnlrp.context(model):
+        model(x)
+    composite.remove()
+    with monkey_patch_zennit():
+        composite.register(model)
+        refused = pytest.raises(InvalidComposite, match="hands back gradient.*without lxt")
+        with refused, lxt.explicit.attnlrp.context(model):
+            model(x)
+        composite.remove()
+
+
+def test_zennits_rule_goes_before_a_stand_ins_and_before_none() -> None:
+    model, x = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 3)).double(), normal(2, 4)
+    x.requires_grad_()
+    composite = LayerMapComposite([(nn.Linear, zennit_rules.Gamma(0.5, EXACT))])
+    composite.register(model)
+    expected = explicit_relevance(model, x)
+    composite.remove()
+    for layer_map in ({nn.Linear: lm.LinearEpsilon}, {nn.Linear: rules.EpsilonRule}, {}):
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", UnmappedOperationWarning)
+            with Composite(layer_map, zennit_composite=composite).context(model):
+                assert difference(explicit_relevance(model, x), expected) <= 1e-10
+    assert not any(module._forward_hooks for module in model.modules())
 
 
 def test_open_clip_as_lxt_explains_it(

@@ -142,7 +142,9 @@ class Patch:
                 )
             # Kept alive by the instance itself.
             self._handle = weakref.ref(self.composite.register(target))
-        self._entrances = [ClassEntrance(cls, self.composite) for cls in classes]
+        # A map that spells its rules out leaves gradients of parameters to autograd, too.
+        constants = recipe.base is not None
+        self._entrances = [ClassEntrance(cls, self.composite, constants) for cls in classes]
         targets = dict.fromkeys([*self._map, *classes])
         self.names = [patched.__name__ for patched in targets]
         _patched[target] = self

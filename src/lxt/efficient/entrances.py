@@ -28,9 +28,10 @@ class ClassEntrance:
     first, whatever an instance has for its `forward`, such as accelerate's hooks.
     """
 
-    def __init__(self, cls: type[nn.Module], composite: Composite) -> None:
+    def __init__(self, cls: type[nn.Module], composite: Composite, constants: bool) -> None:
         self._cls = cls
         self._composite = composite
+        self._constants = constants
         self._is_on = True
         self._propagations: weakref.WeakKeyDictionary[nn.Module, Propagation] = (
             weakref.WeakKeyDictionary()
@@ -76,8 +77,9 @@ class ClassEntrance:
             propagation = self._propagations.get(model)
             is_first = propagation is None
             if propagation is None:
+                composite, constants = self._composite, self._constants
                 propagation = Propagation(
-                    model, self._composite, self._composite.on_unknown, registered=False
+                    model, composite, composite.on_unknown, registered=False, constants=constants
                 )
                 self._propagations[model] = propagation
         output = propagation.run(forward, args, kwargs)

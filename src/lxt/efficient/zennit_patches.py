@@ -26,7 +26,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lxt.engine.nodes import SPOKEN, ZENNIT
 from lxt.errors import InvalidComposite, MissingPackage, UnknownOperation
 from lxt.gradients import compute_dtype
 
@@ -90,7 +89,6 @@ class ZennitPatch:
             cls._held += 1
             if cls._held > 1:
                 return
-            SPOKEN[ZENNIT] = "gradient"
             names = [(hook, name) for hook, table in methods.items() for name in table]
             cls._before = {(hook, name): vars(hook).get(name) for hook, name in names}
             for hook, name in names:
@@ -108,7 +106,6 @@ class ZennitPatch:
             cls._held -= 1
             if cls._held:
                 return
-            SPOKEN[ZENNIT] = "relevance"
             for (hook, name), method in cls._before.items():
                 if method is None:  # it was inherited
                     delattr(hook, name)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-__all__ = ["SPOKEN", "ZENNIT", "Formulation", "formulation_of", "hands_on"]
+__all__ = ["Formulation", "formulation_of", "hands_on"]
 
 Formulation = Literal["gradient", "relevance"]
 """What backward passes take and return."""
@@ -12,11 +12,8 @@ Formulation = Literal["gradient", "relevance"]
 # Module hooks' and non-reentrant checkpointing's.
 _NODES = frozenset({"BackwardHookFunctionBackward", "_NoopSaveInputsBackward"})
 
-ZENNIT = "zennit.core.Identity"
-"""The Function by which Zennit's hooks take hold; what they do there is the user's choice."""
-
-SPOKEN: dict[str, Formulation] = {ZENNIT: "relevance"}
-"""What a Function's backward pass takes and returns, where that can change."""
+# The Function by which Zennit's hooks take hold.
+_ZENNIT = "zennit.core.Identity"
 
 
 def _function(node: Any) -> str:
@@ -27,10 +24,9 @@ def _function(node: Any) -> str:
 
 def hands_on(node: Any) -> bool:
     """Whether each output of a node is an operand as it is: the one of the same number."""
-    return node.name() in _NODES or _function(node) == ZENNIT
+    return node.name() in _NODES or _function(node) == _ZENNIT
 
 
 def formulation_of(node: Any) -> Formulation | None:
     """What the backward pass of a node deals in, if it is an LRP rule by itself."""
-    name = _function(node)
-    return "relevance" if name.startswith("lxt.explicit.") else SPOKEN.get(name)
+    return "relevance" if _function(node).startswith("lxt.explicit.") else None

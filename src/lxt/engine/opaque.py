@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from lxt.engine.nodes import Formulation, formulation_of, hands_on
-from lxt.errors import InvalidComposite, ReentrantCheckpoint, UnknownOperation
+from lxt.errors import ReentrantCheckpoint, UnknownOperation
 
 __all__ = ["OpaqueOperations", "tensors_in"]
 
@@ -77,7 +77,6 @@ class OpaqueOperations:
         Raises:
             UnknownOperation: one of them is a tensor of torch.func.
             ReentrantCheckpoint: one of them came out of a reentrant checkpoint.
-            InvalidComposite: one of them came out of a hook of Zennit of the other formulation.
 
         """
         if _functorch_depth() is not None:
@@ -119,30 +118,14 @@ class OpaqueOperations:
                     'model.gradient_checkpointing_enable({"use_reentrant": False}), or '
                     "torch.utils.checkpoint.checkpoint(…, use_reentrant=False)"
                 )
-            spoken = formulation_of(node)
-            if spoken is not None and spoken != self._formulation:
-                if not hands_on(node):
-                    return name
-                self._refuse_zennit(spoken)
-            if spoken is None and name != _VIEW_OF_WRITTEN and not hands_on(node):
+            if formulation_of(node) == self._formulation:
+                continue  # a rule by itself
+            if name != _VIEW_OF_WRITTEN and not hands_on(node):
                 return name
-            if spoken is not None and not hands_on(node):
-                continue  # a rule by itself, in the same formulation
             if number not in self._looked_through:
                 self._looked_through.add(number)
                 nodes.extend(source for source, _ in node.next_functions)
         return None
-
-    def _refuse_zennit(self, spoken: Formulation) -> None:
-        advice = (
-            "call lxt.efficient.monkey_patch_zennit() before registering it"
-            if spoken == "relevance"
-            else "remove the patch of monkey_patch_zennit"
-        )
-        raise InvalidComposite(
-            f"the hooks of a composite of Zennit hand back {spoken} as things are, and the model's "
-            f"rules {self._formulation}: {advice}"
-        )
 
     def _in_gap(self, number: int) -> bool:
         place = bisect_right(self._starts, number) - 1

@@ -93,9 +93,11 @@ class Composite:
             The model itself.
 
         Raises:
-            AlreadyRegistered: a composite is on the model.
+            AlreadyRegistered: another composite is on the model.
 
         """
+        for earlier in [r for r in self._registrations if r.propagation.model is parent]:
+            self._take_off(earlier)  # a notebook's cell that runs again
         registration = Registration(
             parent, self.layer_map, self.canonizers, self.zennit_composite, no_grad
         )

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from lxt.composite import Composite, matches, require_names, rule_name
 from lxt.engine.callsite import caller, describe_callsite, innermost_module
+from lxt.engine.zennit import zennit_speaks
 from lxt.errors import InvalidComposite, InvalidModel, UnmappedOperationWarning
 from lxt.explicit import functional as lf
 from lxt.explicit.composites import moves, not_in_place
@@ -259,7 +260,7 @@ def _translated(model: nn.Module, layer_map: LayerMap) -> Composite:
             functions |= _function_rules(key, rule)
     for operation in REGISTRY:
         plain = not_in_place(operation)
-        if plain in functions and operation not in functions:
+        if plain is not None and plain in functions and operation not in functions:
             functions[operation] = in_place(as_family(functions[plain]), plain)
     return Composite(
         {**functions, **modules}, name="layer map", on_unknown="gradient", formulation="relevance"
@@ -324,7 +325,7 @@ class _Unmapped:
 
     def __call__(self, what: str) -> None:
         model = self._model()
-        if what in self._warned or model is None or _has_zennits_hook(innermost_module(model)[1]):
+        if what in self._warned or model is None or zennit_speaks(innermost_module(model)[1]):
             return
         self._warned.add(what)
         frame = caller()
@@ -335,8 +336,3 @@ class _Unmapped:
             frame.f_code.co_filename,
             frame.f_lineno,
         )
-
-
-def _has_zennits_hook(module: nn.Module) -> bool:
-    hooks = (getattr(hook, "__self__", None) for hook in module._forward_hooks.values())
-    return any(type(hook).__module__.startswith("zennit.") for hook in hooks)

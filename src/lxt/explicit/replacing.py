@@ -46,33 +46,34 @@ def require_same_value(
         stands_for: classes whose forward `module` may have, and those that they stand for.
 
     Raises:
-        InvalidRule: `original` is of a class of torch with another `forward`; or of any other
-            class, and gives something else for random numbers.
+        InvalidRule: the forward of `original` is not torch's, and it has parameters besides weight
+            and bias or gives something else for random numbers.
 
     """
-    for ours, torchs in stands_for.items():
-        if type(module).forward is ours.forward:
-            break
-    else:
+    ours = next((cls for cls in stands_for if type(module).forward is cls.forward), None)
+    if ours is None:
         return
-    made_up = [name for name, p in module.named_parameters() if p.is_meta]
-    missing = set(made_up) - {name for name, _ in original.named_parameters()}
+    torchs = stands_for[ours]
+    given = {name for name, _ in original.named_parameters()}
+    missing = {name for name, p in module.named_parameters() if p.is_meta} - given
     known = type(original).forward in (ours.forward, torchs.forward)
     if known and "forward" not in vars(original) and not missing:
         return
-    # a forward that adds to torch's may change with parameters, and agree for the moment only
-    may_agree = known or torchs is nn.RMSNorm or not isinstance(original, torchs)
-    if missing or not may_agree or not (made_up or _agree(original, module)):
+    # parameters that the replacement has no use for may make no difference for the moment only
+    if missing or given - {"weight", "bias"} or not _agree(original, module):
+        cls = type(original)
         raise InvalidRule(
-            f"{type(original).__name__} does not compute what {torchs.__name__} does, and "
-            f"{ours.__name__} in its place would change the model's value: map it to a rule such "
-            "as EpsilonRule, or its functions to theirs"
+            f"{cls.__module__}.{cls.__qualname__} does not compute what {torchs.__name__} does, "
+            f"and {ours.__name__} in its place would change the model's value: map it to a rule "
+            "such as EpsilonRule, or its functions to theirs"
         )
 
 
 def _agree(original: nn.Module, module: nn.Module) -> bool:
     """Whether two modules give the same for numbers such as activations, and for small ones."""
     weight: Any = getattr(module, "weight", None)
+    if isinstance(weight, Tensor) and weight.is_meta:
+        return True  # for all that can be told without numbers
     if isinstance(module, nn.Linear):
         shape = [module.in_features]
     elif isinstance(module, nn.LayerNorm):

@@ -80,8 +80,8 @@ def _refuse_rules_within(fn: Fn, output: Tensor, starts: Sequence[Any]) -> None:
     # What `fn` has from elsewhere may come out of rules, but is a constant; its graph, often that
     # of the model so far, is older.
     oldest = min(start._sequence_nr() for start in starts)
+    waiting: list[Any] = [output.grad_fn]
     users: dict[Any, list[Any]] = {output.grad_fn: []}
-    waiting = [output.grad_fn]
     rules = []
     while waiting:
         node = waiting.pop()
