@@ -45,9 +45,9 @@ def _with_graph(ctx: Any, fn: Fn, inputs: tuple[Any, ...], carried: Sequence[boo
     # one leaf for each operand, also for a tensor that is two of them
     leaves = [x.detach().requires_grad_() for x in _chosen(inputs, carried)]
     with torch.set_grad_enabled(any(carried)), outside_rules():
-        copies = [leaf.clone() for leaf in leaves]  # a leaf can't be written to, as `fn` may do
-        starts = [copy.grad_fn for copy in copies]
-        output = _tensor(fn, fn(*_placed(copies, inputs, carried)))
+        views = [leaf.view_as(leaf) for leaf in leaves]  # nodes that are older than any of `fn`
+        starts = [view.grad_fn for view in views]
+        output = _tensor(fn, fn(*_placed(views, inputs, carried)))
     if not any(carried) or not output.requires_grad:
         output = output.detach().clone()
         ctx.mark_non_differentiable(output)
@@ -234,8 +234,7 @@ class taylor_decomposition_fn(Function):
         ctx: Any, fn: Fn, ref: Any, bias: bool, distribute_bias: Any, *inputs: Any
     ) -> Tensor:
         carried = ctx.needs_input_grad[4:]
-        copies = [x.clone() for x in _chosen(inputs, carried)]
-        value = _tensor(fn, fn(*_placed(copies, inputs, carried))).clone()
+        value = _tensor(fn, fn(*inputs)).clone()
         references = _references(ref, inputs, carried)
         if not any(carried):
             return value

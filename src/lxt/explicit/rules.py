@@ -282,4 +282,19 @@ def _apply(
     """`fn(*operands)` by a rule; as it is where no graph is made, as in generation."""
     if not torch.is_grad_enabled():
         return fn(*operands)
+    if rule is not uniform_rule_fn:
+        fn = _on_copies(fn, [carries_relevance(x) for x in operands])
     return rule.apply(fn, *settings, *operands)
+
+
+def _on_copies(fn: Fn, carried: list[bool]) -> Fn:
+    """`fn`, free to write to what it gets: its operands are leaves, and a rule needs their values.
+
+    The Functions don't do that themselves, since the engine's operations, which write to nothing,
+    would hold every activation twice.
+    """
+
+    def run(*operands: Any) -> Any:
+        return fn(*(x.clone() if c else x for x, c in zip(operands, carried, strict=True)))
+
+    return _named(run, fn)
