@@ -19,21 +19,7 @@ import zoo
 from lxt.efficient import monkey_patch
 from lxt.efficient.patches import non_linear_forward, patch_cp_attention, patch_method
 from lxt.errors import InvalidComposite, InvalidModel, UnknownOperation, UnusedCompositeWarning
-
-
-def relevance(model: nn.Module, example: zoo.Example) -> Tensor:
-    logits = example.run(model)
-    (gradient,) = torch.autograd.grad(logits[example.output_mask].sum(), example.leaf)
-    return (example.leaf * gradient).detach()
-
-
-def under(composite: lxt.Composite, model: nn.Module, example: zoo.Example) -> Tensor:
-    with composite.context(model):
-        return relevance(model, example)
-
-
-def difference(actual: Tensor, expected: Tensor) -> float:
-    return float((actual - expected).norm() / expected.norm())
+from test_efficient import difference, relevance, under
 
 
 @pytest.mark.parametrize("part_ends_first", [True, False])
