@@ -340,3 +340,35 @@ def test_canonizers_of_lxts_kind_and_what_is_none(x: Tensor) -> None:
         Composite({}).register(3)  # type: ignore[arg-type]
     with pytest.raises(InvalidComposite, match="matches 'zzz'"):
         Composite({"zzz": lm.LinearEpsilon}).register(nn.Sequential(nn.Linear(1, 1)))
+
+
+def test_a_context_within_a_registration_leaves_it_on(x: Tensor) -> None:
+    model = nn.Sequential(nn.Linear(4, 4)).double()
+    lrp = Composite({nn.Linear: rules.EpsilonRule})
+    lrp.register(model)
+    with lrp.context(model):
+        pass
+    assert "EpsilonRule" in repr(model)
+    lrp.remove()
+    assert "EpsilonRule" not in repr(model)
+
+
+def test_explicit_modules_are_no_rules_of_a_composite_of_gradients() -> None:
+    with pytest.raises(InvalidComposite, match="EpsilonRule, a class of modules.*explicit.core"):
+        lxt.attnlrp | {nn.Linear: rules.EpsilonRule}
+
+
+def test_operators_methods_are_found_under_either_name() -> None:
+    composite = lxt.attnlrp | {Tensor.__mul__: lxt.rules.constant}
+    assert composite[Tensor.__mul__] is composite[Tensor.mul] is lxt.rules.constant
+    assert Tensor.__mul__ in composite
+    assert Tensor.mul not in composite.without(Tensor.__mul__)
+
+
+def test_a_unit_without_a_finite_value_at_zero_is_refused() -> None:
+    x = torch.rand(3, requires_grad=True)
+    model = Call(torch.lgamma)
+    with (lxt.attnlrp | {torch.lgamma: lxt.rules.unit}).context(model):
+        y = model(x)
+    with pytest.raises(InvalidComposite, match="finite value at 0"):
+        y.sum().backward()

@@ -1,9 +1,12 @@
 """What a hostile review of `monkey_patch` found, and it must not do again."""
 
 import copy
+import gc
 import threading
 import warnings
+import weakref
 from functools import partial
+from types import ModuleType
 from typing import Any
 
 import pytest
@@ -17,8 +20,19 @@ from transformers.models.llama import modeling_llama
 import lxt
 import zoo
 from lxt.efficient import monkey_patch
-from lxt.efficient.patches import non_linear_forward, patch_cp_attention, patch_method
-from lxt.errors import InvalidComposite, InvalidModel, UnknownOperation, UnusedCompositeWarning
+from lxt.efficient.patches import (
+    gated_mlp_forward,
+    non_linear_forward,
+    patch_attention,
+    patch_cp_attention,
+    patch_method,
+)
+from lxt.errors import (
+    InvalidComposite,
+    InvalidModel,
+    UnknownOperation,
+    UnusedCompositeWarning,
+)
 from test_efficient import difference, relevance, under
 
 
@@ -104,6 +118,7 @@ def test_patching_in_many_threads() -> None:
         thread.start()
     for thread in threads:
         thread.join(60)
+    assert len(handles) == 4
     for handle in handles:
         handle.remove()
     assert {name: id(value) for name, value in vars(modeling_llama.LlamaMLP).items()} == before
@@ -265,3 +280,153 @@ def test_what_a_patched_forward_leaves_on_its_module_stays() -> None:
     assert act.seen == (2, 11, 48)
     assert not hasattr(act, "original_forward")
     assert "forward" not in vars(act)
+
+
+# --- found by a second review ---------------------------------------------------------------------
+
+
+def test_hooks_of_an_outermost_module_that_has_a_rule_itself_run() -> None:
+    mlp = modeling_llama.LlamaMLP(zoo.build("llama").config)
+    mlp.register_forward_hook(lambda module, args, output: output * 2)
+    x = torch.randn(2, 32, requires_grad=True)
+    plain = mlp(x).detach()
+    for hooked in (False, True):
+        if hooked:
+            dispatch_model(mlp, {"": "cpu"}, force_hooks=True)
+        patch_map = {modeling_llama.LlamaMLP: partial(patch_method, gated_mlp_forward)}
+        with monkey_patch(modeling_llama, patch_map):
+            assert torch.equal(mlp(x), plain)
+
+
+def test_hooks_of_the_outermost_module_run_outside_of_the_rules() -> None:
+    """As they do after `register`: a loss that one logs is nobody's relevance."""
+    model = zoo.build("llama")
+    example = zoo.example("llama", model)
+    expected = under(lxt.attnlrp, model, example)
+    logged = []
+    model.register_forward_hook(lambda m, args, output: logged.append(output.logits.prod().item()))
+    with monkey_patch(modeling_llama):
+        assert torch.equal(relevance(model, example), expected)
+    assert logged
+
+
+@pytest.mark.parametrize(
+    "multiply",
+    [
+        lambda x, w: x @ w.T,
+        lambda x, w: x * w[0],
+        lambda x, w: nn.functional.linear(x, w.float().double()),
+        lambda x, w: x * (1 + w),
+    ],
+)
+def test_a_part_of_another_models_weight_is_no_factor_either(multiply: Any) -> None:
+    weight = nn.Parameter(torch.randn(4, 4, dtype=torch.float64))
+
+    class Borrows(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return multiply(x, weight)
+
+    x = torch.randn(4, 4, dtype=torch.float64, requires_grad=True)
+    for composite in (lxt.attnlrp, lxt.explicit.cp_lrp):
+        refused = pytest.raises(UnknownOperation, match="is not the registered model's")
+        with refused, composite.context(model := Borrows()):
+            model(x)
+
+
+def test_formulations_that_meet_inside_a_unit_are_refused() -> None:
+    other = nn.Linear(4, 4)
+
+    class Calls(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return other(x) * 2
+
+    x = torch.randn(2, 4, requires_grad=True)
+    inner = lxt.explicit.attnlrp.register(other)
+    model = nn.Sequential(Calls())
+    refused = pytest.raises(InvalidComposite, match="hand back relevance")
+    with refused, (lxt.attnlrp | {Calls: lambda module, x: other(x) * 2}).context(model):
+        model(x)
+    inner.remove()
+
+
+def test_blocks_that_overlap_put_back_what_was_before_each() -> None:
+    before = {name: id(value) for name, value in vars(modeling_llama.LlamaMLP).items()}
+    first, second = monkey_patch(modeling_llama), monkey_patch(modeling_llama, lxt.cp_lrp)
+    first.remove()
+    second.remove()
+    a = monkey_patch(modeling_llama)
+    a.__enter__()
+    b = monkey_patch(modeling_llama, lxt.cp_lrp)
+    b.__enter__()
+    a.__exit__()
+    assert "on" in repr(b)  # its block has not ended
+    b.__exit__()
+    assert {name: id(value) for name, value in vars(modeling_llama.LlamaMLP).items()} == before
+    outermost = monkey_patch(modeling_llama)
+    with monkey_patch(modeling_llama) as block, monkey_patch(modeling_llama):
+        block.remove()
+    assert "on" in repr(outermost)
+    outermost.remove()
+    assert {name: id(value) for name, value in vars(modeling_llama.LlamaMLP).items()} == before
+
+
+def test_patches_that_were_replaced_are_let_go() -> None:
+    patches = [weakref.ref(monkey_patch(modeling_llama)) for _ in range(5)]
+    gc.collect()
+    assert sum(patch() is not None for patch in patches) <= 2
+    monkey_patch(modeling_llama).remove()
+
+
+def test_a_map_of_ones_own_leaves_gradients_of_parameters() -> None:
+    model = zoo.build("llama")
+    example = zoo.example("llama", model)
+    patch_map = {nn.SiLU: partial(patch_method, non_linear_forward, keep_original=True)}
+    gradients = []
+    for target in (modeling_llama, model):
+        with monkey_patch(target, patch_map):
+            example.run(model).sum().backward()
+        gradients.append([p.grad for p in model.parameters()][1:])
+        model.zero_grad()
+    for of_module, of_instance in zip(*gradients, strict=True):
+        assert torch.equal(of_module, of_instance)
+
+
+def test_a_patch_that_fails_midway_is_undone() -> None:
+    class Stubborn(type):
+        def __setattr__(cls, name: str, value: Any) -> None:
+            raise TypeError("not me")
+
+    class Zz(nn.Module, metaclass=Stubborn):
+        def forward(self, x: Tensor) -> Tensor:
+            return x
+
+    module = ModuleType("stubborn")
+    aa = type("Aa", (nn.Module,), {"forward": lambda self, x: x, "__module__": "stubborn"})
+    type.__setattr__(Zz, "__module__", "stubborn")
+    module.Aa, module.Zz = aa, Zz  # type: ignore[attr-defined]
+    before = aa.forward
+    with pytest.raises(TypeError, match="not me"):
+        monkey_patch(module)
+    assert aa.forward is before
+    assert "__call__" not in vars(aa)
+    eager = modeling_llama.eager_attention_forward
+    patch_map = {modeling_llama: patch_attention, int: lambda cls: patch_method(len, cls)}
+    with pytest.raises(InvalidComposite):
+        monkey_patch(modeling_llama, patch_map)
+    assert modeling_llama.eager_attention_forward is eager
+
+
+def test_a_users_rule_of_a_module_is_verified_once() -> None:
+    runs = []
+
+    class Counted(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            runs.append("original")
+            return x * 2
+
+    model = nn.Sequential(Counted())
+    x = torch.ones(2, requires_grad=True)
+    with (lxt.attnlrp | {Counted: lambda module, x: x * 2}).context(model):
+        for _ in range(3):
+            model(x)
+    assert runs == ["original"]

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from lxt.engine.nodes import Formulation
 from lxt.errors import InvalidComposite, UnusedCompositeWarning
-from lxt.rules.registry import Family, operation_name
+from lxt.rules.registry import OPERATORS, Family, operation_name
 
 if TYPE_CHECKING:
     from lxt.propagation import Propagation
@@ -121,7 +121,7 @@ class Composite(Mapping[Target, Rule]):
         self.formulation: Formulation = formulation
 
     def __getitem__(self, target: Target) -> Rule:
-        return self._rules[target]
+        return self._rules[_as_dispatched(target)]
 
     def __iter__(self) -> Iterator[Target]:
         return iter(self._rules)
@@ -145,6 +145,7 @@ class Composite(Mapping[Target, Rule]):
 
     def without(self, *targets: Target) -> Composite:
         """A copy less the rules of some targets, each of which it must have."""
+        targets = tuple(map(_as_dispatched, targets))
         missing = [_spell(target) for target in targets if target not in self._rules]
         if missing:
             raise InvalidComposite(f"{self.name} has no rule for {', '.join(missing)}")
@@ -334,13 +335,10 @@ def _as_dispatched(target: Any) -> Any:
     return _OPERATOR_METHODS.get(name, target)
 
 
-# The operators' methods that aren't seen by their own names, as `2 - a` and `a ** 2` are.
-_OPERATIONS = {"add": "add", "sub": "sub", "mul": "mul", "truediv": "div", "div": "div"}
+# The operators' methods that aren't seen by their own names, as that of `2 - a` is.
 _OPERATOR_METHODS = {
-    **{f"__{name}__": getattr(Tensor, method) for name, method in _OPERATIONS.items()},
-    **{f"__i{name}__": getattr(Tensor, f"{method}_") for name, method in _OPERATIONS.items()},
-    **{f"__r{name}__": getattr(Tensor, name) for name in ("add", "mul")},
-    **{f"__{name}__": getattr(Tensor, name) for name in ("matmul", "neg", "abs")},
+    **{f"__{operator.__name__}__": getattr(Tensor, name) for operator, name in OPERATORS.items()},
+    **{"__radd__": Tensor.add, "__rmul__": Tensor.mul, "__idiv__": Tensor.div_},
 }
 
 
@@ -360,6 +358,11 @@ def _check(target: Any, rule: Any) -> None:
     if not callable(target) and not isinstance(target, str | ClassPath | OperatorName):
         raise InvalidComposite(
             f"{target!r} is no target: give a torch function, a module class or a name pattern"
+        )
+    if isinstance(rule, type) and issubclass(rule, nn.Module):
+        raise InvalidComposite(
+            f"the rule of {_spell(target)} is {rule.__name__}, a class of modules: such rules go "
+            "into lxt.explicit.core.Composite"
         )
     if not callable(rule) and not isinstance(rule, Family):
         raise InvalidComposite(

@@ -56,7 +56,9 @@ class Propagation:
         constants: bool = True,
     ) -> None:
         if not isinstance(model, nn.Module):
-            raise InvalidModel(f"{model!r} is no torch.nn.Module: relevance can't flow through it")
+            raise InvalidModel(
+                f"{_short(model)} is no torch.nn.Module instance: relevance can't flow through it"
+            )
         if registered:
             _require_free(model)
         _require_ready(model)
@@ -67,6 +69,8 @@ class Propagation:
         self.composite = composite
         self.constants = constants
         self.on_unknown: OnUnknown = on_unknown
+        self.verified: set[Any] = set()
+        """Which rules of a user's have been compared with their operation."""
         self._functions: dict[Any, Callable[..., Any] | None] = {}
         self._module_rules: dict[type, Rule | None] = {}
         self._lock = threading.Lock()
@@ -105,16 +109,26 @@ class Propagation:
                 del _registered[module]
 
     def run(
-        self, forward: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
+        self,
+        forward: Callable[..., Any],
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        *,
+        is_call: bool = False,
     ) -> Any:
-        """Run the model's own `forward` under the rules, but for calls without gradients."""
+        """Run the model's own `forward` under the rules, but for calls without gradients.
+
+        With `is_call`, `forward` is its `__call__`, which finds a unit by itself.
+        """
         self.was_called = True
-        if not torch.is_grad_enabled() or self.is_active():
+        if not torch.is_grad_enabled() or self in in_force.propagations:
             return forward(*args, **kwargs)
         require_zennit_speaks(self.model, self.composite.formulation)
         with self.active() as mode:
             unit = self.model.__dict__.get("forward")  # where the model is a target itself
-            output = (unit if isinstance(unit, _Unit) else forward)(*args, **kwargs)
+            if isinstance(unit, _Unit) and not is_call:
+                forward = unit
+            output = forward(*args, **kwargs)
             mode.check_output(output)
             if any(tensor.requires_grad for tensor in tensors_in(output)):
                 self.carried_relevance = True
@@ -131,20 +145,21 @@ class Propagation:
     def active(self) -> Iterator[RuleMode]:
         """Put the rules in force in this thread, for a forward pass or a checkpoint's rerun."""
         outer = in_force.mode
-        if outer is not None and outer.formulation != self.composite.formulation:
+        around = in_force.propagations[-1].composite if in_force.propagations else self.composite
+        if around.formulation != self.composite.formulation:
             raise InvalidComposite(
                 f"{type(self.model).__name__} is under {self.composite.name!r}, whose rules hand "
                 f"back {self.composite.formulation}, within a model under "
-                f"{outer.propagation.composite.name!r}, whose rules hand back {outer.formulation}"
+                f"{around.name!r}, whose rules hand back {around.formulation}"
             )
         mode = RuleMode(self)
         with self._prepared(), outer.suspended() if outer else nullcontext(), mode:
             in_force.mode = mode
-            in_force.depth += 1
+            in_force.propagations.append(self)
             try:
                 yield mode
             finally:
-                in_force.depth -= 1
+                in_force.propagations.pop()
                 in_force.mode = outer
 
     def rule_of(self, function: Any) -> Callable[..., Any] | None:
@@ -158,7 +173,7 @@ class Propagation:
             elif rule is composed:
                 rule = Unfolded(function)
             elif rule is not None:
-                rule = _callable(rule, function, (), target_name(function))
+                rule = _callable(rule, function, (), target_name(function), self.verified)
             self._functions[function] = rule
             return rule
 
@@ -209,12 +224,22 @@ class Propagation:
         return f"Propagation({self.composite.name!r} {state} {type(self.model).__name__})"
 
 
-def _callable(
-    rule: Rule, operation: Callable[..., Any], first: tuple[Any, ...], name: str
-) -> Callable[..., Any]:
-    """What runs in place of `operation`; a rule that is not this library's is verified.
+def _short(value: Any) -> str:
+    """What an object is called in a message, whatever it is."""
+    text = repr(value)
+    return text if len(text) <= 60 else f"a {type(value).__name__}"
 
-    A function gets `first` before the operation's arguments.
+
+def _callable(
+    rule: Rule,
+    operation: Callable[..., Any],
+    first: tuple[Any, ...],
+    name: str,
+    seen: set[Any],
+) -> Callable[..., Any]:
+    """What runs in place of `operation`; a rule that is not this library's is verified once.
+
+    A function gets `first` before the operation's arguments. `seen` is what was verified.
     """
     if isinstance(rule, Family):
         written, run = rule.function, rule.bind(operation)
@@ -222,7 +247,7 @@ def _callable(
         written, run = rule, functools.partial(rule, *first)
     if getattr(written, "__module__", "").partition(".")[0] == "lxt":
         return run
-    return verified(run, operation, name)
+    return verified(run, operation, name, seen, (id(written), name, *map(id, first)))
 
 
 def _require_free(model: nn.Module) -> None:
@@ -303,7 +328,13 @@ class _Unit(StandIn):
             forward = module.__dict__.get("forward")
             unit = forward if isinstance(forward, cls) else cls(module)
             name = type(module).__name__
-            unit.rules[propagation] = _callable(rule, unit.original, (module,), name)
+            try:
+                seen = propagation.verified
+                unit.rules[propagation] = _callable(rule, unit.original, (module,), name, seen)
+            except BaseException:
+                if not unit.rules:
+                    unit.remove()
+                raise
             return unit
 
     def release(self, propagation: Propagation) -> None:

@@ -23,6 +23,7 @@ from lxt.efficient.models import get_default_map
 from lxt.efficient.patches import apply
 from lxt.efficient.recipe import Recipe
 from lxt.errors import InvalidComposite, InvalidModel
+from lxt.propagation import Propagation
 
 __all__ = ["Patch", "monkey_patch"]
 
@@ -82,6 +83,8 @@ def monkey_patch(
         previous = _patched.get(module)
         if previous is not None:
             previous.suspend()
+            if not previous._is_entered:
+                previous._previous = None  # which it has replaced for good
         try:
             patch = Patch(module, source, patch_map, previous)
         except BaseException:
@@ -115,6 +118,7 @@ class Patch:
         self._map = dict(patch_map)
         self._previous = previous
         self._is_removed = False
+        self._is_entered = False
         self._handle: Any = None
         self._enter()
 
@@ -132,7 +136,9 @@ class Patch:
             for patched, patch in self._map.items():
                 if not patch(patched):
                     warnings.warn(f"{patched.__name__} was not patched", stacklevel=4)
-        self.composite = recipe.composite()
+            self.composite = recipe.composite()
+        # A map that spells its rules out leaves gradients of parameters to autograd, too.
+        constants = recipe.base is not None
         if isinstance(target, nn.Module):
             if changed := recipe.changed:
                 recipe.undo()
@@ -141,10 +147,16 @@ class Patch:
                     f"patch the Python module {self._source.__name__} instead"
                 )
             # Kept alive by the instance itself.
-            self._handle = weakref.ref(self.composite.register(target))
-        # A map that spells its rules out leaves gradients of parameters to autograd, too.
-        constants = recipe.base is not None
-        self._entrances = [ClassEntrance(cls, self.composite, constants) for cls in classes]
+            on_unknown = self.composite.on_unknown
+            handle = Propagation(target, self.composite, on_unknown, constants=constants)
+            self._handle = weakref.ref(handle)
+        self._entrances: list[ClassEntrance] = []
+        try:
+            for cls in classes:
+                self._entrances.append(ClassEntrance(cls, self.composite, constants))
+        except BaseException:
+            self.suspend()
+            raise
         targets = dict.fromkeys([*self._map, *classes])
         self.names = [patched.__name__ for patched in targets]
         _patched[target] = self
@@ -175,16 +187,27 @@ class Patch:
         return target is not None and _patched.get(target) is self
 
     def __enter__(self) -> Patch:
+        self._is_entered = True
         return self
 
     def __exit__(self, *_: Any) -> None:
+        """Put back what was before the block, unless a block that began within it is still on."""
         with _lock:
-            self._is_removed = True
+            self._is_removed, self._is_entered = True, False
             target = self.target
             current = None if target is None else _patched.get(target)
-            if current is None:
-                return  # removed within the block
-            current.suspend()
+            later = current
+            while later is not None and later is not self:
+                if later._is_entered:
+                    break
+                later = later._previous
+            if later is not None and later is not self:
+                while later._previous not in (self, None):
+                    later = later._previous
+                later._previous = self._previous
+                return
+            if current is not None:
+                current.suspend()
             if self._previous is not None and not self._previous._is_removed:
                 self._previous.resume()
 

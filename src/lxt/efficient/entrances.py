@@ -13,8 +13,9 @@ import torch
 from torch import nn
 
 from lxt.composite import Composite, nothing_to_explain
-from lxt.engine.callsite import enclosing_module
+from lxt.engine.callsite import caller, enclosing_module
 from lxt.engine.mode import is_inside
+from lxt.engine.opaque import tensors_in
 from lxt.errors import UnusedCompositeWarning
 from lxt.propagation import Propagation
 
@@ -24,8 +25,9 @@ __all__ = ["ClassEntrance"]
 class ClassEntrance:
     """What stands before `__call__` and `forward` of a class: the way in for each instance.
 
-    Of nested calls only the outermost enters: the rules cover what is within. `__call__` comes
-    first, whatever an instance has for its `forward`, such as accelerate's hooks.
+    Of nested calls only the outermost enters: the rules cover what is within. Its own hooks run
+    outside of them, unless the instance has a `forward` of its own, such as accelerate's: then
+    `__call__` is the way in.
     """
 
     def __init__(self, cls: type[nn.Module], composite: Composite, constants: bool) -> None:
@@ -36,10 +38,11 @@ class ClassEntrance:
         self._propagations: weakref.WeakKeyDictionary[nn.Module, Propagation] = (
             weakref.WeakKeyDictionary()
         )
+        self._in_vain: weakref.WeakSet[nn.Module] = weakref.WeakSet()
         self._lock = threading.Lock()
         self._methods: dict[str, tuple[Any, Any]] = {}
         for name in ("__call__", "forward"):
-            earlier, method = vars(cls).get(name), self._entering(getattr(cls, name))
+            earlier, method = vars(cls).get(name), self._entering(name)
             self._methods[name] = (earlier, method)
             setattr(cls, name, method)
 
@@ -54,15 +57,17 @@ class ClassEntrance:
             else:
                 setattr(self._cls, name, earlier)
 
-    def _entering(self, original: Callable[..., Any]) -> Callable[..., Any]:
-        entrance = self
+    def _entering(self, name: str) -> Callable[..., Any]:
+        entrance, original = self, getattr(self._cls, name)
 
         @functools.wraps(original)
         def method(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
+            is_call = name == "__call__"
             is_ours = entrance._is_on and torch.is_grad_enabled() and not is_inside()
-            if not is_ours or _is_others(type(self), entrance._cls):
+            is_bypassed = is_call and "forward" not in vars(self)  # by `forward`, which is next
+            if not is_ours or is_bypassed or _is_others(type(self), entrance._cls):
                 return original(self, *args, **kwargs)
-            return entrance._run(self, original.__get__(self), args, kwargs)
+            return entrance._run(self, original.__get__(self), args, kwargs, is_call)
 
         return method
 
@@ -72,6 +77,7 @@ class ClassEntrance:
         forward: Callable[..., Any],
         args: tuple[Any, ...],
         kwargs: dict[str, Any],
+        is_call: bool,
     ) -> Any:
         with self._lock:
             propagation = self._propagations.get(model)
@@ -82,19 +88,23 @@ class ClassEntrance:
                     model, composite, composite.on_unknown, registered=False, constants=constants
                 )
                 self._propagations[model] = propagation
-        output = propagation.run(forward, args, kwargs)
-        if is_first:
-            self._warn(model, propagation)
+        output = propagation.run(forward, args, kwargs, is_call=is_call)
+        carries = any(tensor.requires_grad for tensor in tensors_in(output))
+        if is_first or (not carries and model not in self._in_vain):
+            self._warn(model, carries)
         return output
 
-    def _warn(self, model: nn.Module, propagation: Propagation) -> None:
-        """Say what a first call shows to be in vain, or in part."""
+    def _warn(self, model: nn.Module, carries: bool) -> None:
+        """Say, once for each model, what a call shows to be in vain, or in part."""
         problem = None
-        trains = any(parameter.requires_grad for parameter in model.parameters())
         outer = enclosing_module(model)
-        if not propagation.carried_relevance:
-            # Whoever trains it, or waits for gradients inside, gets none.
-            problem = nothing_to_explain(model, self._composite) if trains else None
+        if not carries:
+            self._in_vain.add(model)
+            if any(parameter.requires_grad for parameter in model.parameters()):
+                problem = (
+                    f"{nothing_to_explain(model, self._composite)}; to train the model, remove the "
+                    "patch first: its parameters get no gradient"
+                )
         elif outer is not None:
             problem = (
                 f"{type(model).__name__} is patched, and {type(outer).__name__}, which it is a "
@@ -102,7 +112,9 @@ class ClassEntrance:
                 f"module of {type(outer).__name__} too, or the model: monkey_patch(model)"
             )
         if problem:
-            warnings.warn(problem, UnusedCompositeWarning, stacklevel=4)
+            frame = caller()
+            place = frame.f_code.co_filename, frame.f_lineno
+            warnings.warn_explicit(problem, UnusedCompositeWarning, *place)
 
 
 def _is_others(cls: type, patched: type) -> bool:

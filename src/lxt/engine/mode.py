@@ -32,7 +32,9 @@ class _InForce(threading.local):
     """The rules in force in this thread: those of the innermost forward under a propagation."""
 
     mode: RuleMode | None = None
-    depth = 0
+
+    def __init__(self) -> None:
+        self.propagations: list[Propagation] = []  # those whose forward runs, units too
 
 
 in_force = _InForce()
@@ -48,7 +50,7 @@ def outside_rules() -> Iterator[None]:
 
 def is_inside() -> bool:
     """Whether this thread is inside any forward under a propagation, in a unit of it too."""
-    return in_force.depth > 0
+    return bool(in_force.propagations)
 
 
 class RuleMode(TorchFunctionMode):

@@ -59,7 +59,9 @@ class ConstantParameters:
                     del _frozen[id(frozen.parameter)]
                     frozen.parameter.requires_grad_(True)
                 current = module._parameters.get(name)
-                if current is not None and current is not frozen.parameter:
+                if current is None or current is frozen.parameter or id(current) in _frozen:
+                    continue
+                if current.is_floating_point():
                     current.requires_grad_(True)
             self._places.clear()
 

@@ -16,7 +16,7 @@ __all__ = ["verified"]
 
 
 def verified(
-    rule: Callable[..., Any], operation: Callable[..., Any], name: str
+    rule: Callable[..., Any], operation: Callable[..., Any], name: str, seen: set[Any], key: Any
 ) -> Callable[..., Any]:
     """`rule`, compared with `operation` in its first call.
 
@@ -24,20 +24,22 @@ def verified(
         rule: the rule as the user gave it, which takes the arguments of the operation.
         operation: what it stands for.
         name: how the operation is called in messages.
+        seen: the keys of rules that were compared.
+        key: that of this one.
 
     """
-    is_verified = name.endswith("_")  # an in-place operation can't be run twice
+    if name.endswith("_") or key in seen:  # an in-place operation can't be run twice
+        return rule
 
     def run(*args: Any, **kwargs: Any) -> Any:
-        nonlocal is_verified
-        if is_verified:
+        if key in seen:
             return rule(*args, **kwargs)
         _require_signature(rule, args, kwargs, name)
         with torch.no_grad():
             expected = operation(*args, **kwargs)
         result = rule(*args, **kwargs)
         _require_value(result, expected, name)
-        is_verified = True
+        seen.add(key)
         return result
 
     return run

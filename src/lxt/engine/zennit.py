@@ -7,10 +7,17 @@ from torch import nn
 from lxt.engine.nodes import Formulation
 from lxt.errors import InvalidComposite
 
-__all__ = ["require_zennit_speaks", "zennit_speaks"]
+__all__ = ["has_zennits_hook", "require_zennit_speaks", "zennit_speaks"]
 
 # Its other hooks deal in gradients of their own.
 _RULES = frozenset({"zennit.core.BasicHook", "zennit.rules.Pass"})
+
+
+def has_zennits_hook(module: nn.Module) -> bool:
+    """Whether any hook of Zennit is on a module, a rule or not: its gradient is Zennit's affair."""
+    hooks = (*module._forward_pre_hooks.values(), *module._forward_hooks.values())
+    owners = {type(getattr(hook, "__self__", None)) for hook in hooks}
+    return any(base.__module__.startswith("zennit.") for cls in owners for base in cls.__mro__)
 
 
 def zennit_speaks(module: nn.Module) -> Formulation | None:

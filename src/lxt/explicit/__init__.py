@@ -3,6 +3,11 @@
 The gradient of any tensor *is* its relevance. Slower than `lxt.efficient`, and its proof: the two
 formulations share no mathematics, and agree on every architecture.
 
+Presets for every model are here. `functional` has operations whose gradient is relevance, `rules`
+and `modules` the same for modules, `core` has LXT's `Composite`, `check` a test of conservation.
+(`functions`, `rule_functions` and `special` hold what these are made of; `operations` and
+`composites` make presets of them; `registration`, `replacing` and `survey` serve `core`.)
+
 >>> with lxt.explicit.attnlrp.context(model):
 ...     logits = model(inputs_embeds=x).logits
 >>> logit = logits[0, -1].max()

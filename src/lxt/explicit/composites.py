@@ -121,7 +121,8 @@ class _Form:
             if preset.get(target) is rule:
                 return in_place(as_family(self.of(plain, preset[plain])), plain)
         operation: Any = target
-        return in_place(as_family(explicit.linearised(rule, self.eps)), operation)
+        form = explicit.linearised(explicit.on_a_copy(rule), self.eps)
+        return in_place(as_family(form), operation)
 
 
 def moves(target: Target) -> bool:

@@ -96,8 +96,7 @@ class Composite:
             AlreadyRegistered: another composite is on the model.
 
         """
-        for earlier in [r for r in self._registrations if r.propagation.model is parent]:
-            self._take_off(earlier)  # a notebook's cell that runs again
+        self._take_off(parent)  # a notebook's cell that runs again
         registration = Registration(
             parent, self.layer_map, self.canonizers, self.zennit_composite, no_grad
         )
@@ -109,10 +108,13 @@ class Composite:
     def remove(self) -> None:
         """Take the rules off every model that they are on. Removing twice is harmless."""
         while self._registrations:
-            self._take_off(self._registrations[-1])
+            self._registrations.pop().remove()
 
-    def _take_off(self, registration: Registration) -> None:
-        if registration in self._registrations:
+    def _is_on(self, model: nn.Module) -> bool:
+        return any(r.propagation.model is model for r in self._registrations)
+
+    def _take_off(self, model: nn.Module) -> None:
+        for registration in [r for r in self._registrations if r.propagation.model is model]:
             self._registrations.remove(registration)
             registration.remove()
 
@@ -130,12 +132,14 @@ class CompositeContext:
         self.verbose = verbose
 
     def __enter__(self) -> nn.Module:
-        self.composite.register(self.module, verbose=self.verbose)
-        self._registration = self.composite._registrations[-1]
+        self._was_on = self.composite._is_on(self.module)
+        if not self._was_on:
+            self.composite.register(self.module, verbose=self.verbose)
         return self.module
 
     def __exit__(self, *_: Any) -> None:
-        self.composite._take_off(self._registration)
+        if not self._was_on:
+            self.composite._take_off(self.module)
 
 
 def _check(key: Any, value: Any) -> None:

@@ -17,6 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from lxt.engine.zennit import has_zennits_hook
 from lxt.errors import InvalidInput, InvalidRule, UnknownOperation
 from lxt.explicit import functional
 from lxt.explicit.functions import layer_norm_grad_fn, rms_norm
@@ -62,7 +63,7 @@ class SoftmaxDT(nn.Softmax):
     def forward(self, input: Tensor) -> Tensor:
         # what torch takes for a dimension that is not given
         dim = int(input.dim() not in (0, 1, 3)) if self.dim is None else self.dim
-        if _has_zennits_rule(self):
+        if has_zennits_hook(self):
             input = input if self.dtype is None else input.to(self.dtype)
             return F.softmax(input / self.temperature, dim)
         return functional.softmax(input, dim, self.dtype, self.temperature, self.inplace)
@@ -85,7 +86,7 @@ class LinearEpsilon(nn.Linear):
         self.epsilon = epsilon
 
     def forward(self, input: Tensor) -> Tensor:
-        if _has_zennits_rule(self):
+        if has_zennits_hook(self):
             return super().forward(input)
         return functional.linear_epsilon(input, self.weight, self.bias, self.epsilon)
 
@@ -107,7 +108,7 @@ class RMSNormIdentity(nn.Module):
     def forward(self, hidden_states: Tensor) -> Tensor:
         eps = self.variance_epsilon
         eps = torch.finfo(compute_dtype(hidden_states.dtype)).eps if eps is None else eps
-        norm = rms_norm if _has_zennits_rule(self) else functional.rms_norm_identity
+        norm = rms_norm if has_zennits_hook(self) else functional.rms_norm_identity
         return norm(hidden_states, self.weight, eps)
 
 
@@ -127,7 +128,7 @@ class LayerNormEpsilon(nn.LayerNorm):
         super().__init__(shape, eps, elementwise_affine, bias, device, dtype)
 
     def forward(self, input: Tensor) -> Tensor:
-        if _has_zennits_rule(self):
+        if has_zennits_hook(self):
             return super().forward(input)
         return layer_norm_grad_fn.apply(
             input, self.weight, self.bias, self.eps, 1e-6, self.normalized_shape
@@ -255,19 +256,9 @@ def _innermost(module: Any) -> Any:
 def _with_rule(projection: nn.Module) -> Callable[[Tensor], Tensor]:
     """`projection` by the ε-rule, unless it has a rule."""
     plain = type(projection) in (LinearInProjection, LinearOutProjection)
-    if not plain or _has_zennits_rule(projection):
+    if not plain or has_zennits_hook(projection):
         return projection
     return partial(epsilon_lrp, projection, 1e-6)
-
-
-def _has_zennits_rule(module: nn.Module) -> bool:
-    """Whether Zennit has a hook on it, which runs `forward` again and takes that gradient."""
-    hooks = (*module._forward_hooks.values(), *module._forward_pre_hooks.values())
-    return any(
-        cls.__module__.partition(".")[0] == "zennit"
-        for hook in hooks
-        for cls in type(getattr(hook, "__self__", None)).__mro__
-    )
 
 
 def copy_parameters_and_buffers_(original: nn.Module, replacement: nn.Module) -> None:

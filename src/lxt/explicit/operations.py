@@ -49,6 +49,7 @@ __all__ = [
     "layer_norm",
     "linear",
     "linearised",
+    "on_a_copy",
     "refused",
     "softmax",
     "uniform",
@@ -138,6 +139,15 @@ def linearised(rule: Rule, eps: float) -> Rule:
         return epsilon(eps).function(rule.bind(operation), *args, **kwargs)
 
     return Family(apply, "linearised")
+
+
+def on_a_copy(rule: Rule) -> Family:
+    """A rule that may write to its first operand, on a copy of that."""
+
+    def apply(operation: Operation, x: Tensor, *args: Any, **kwargs: Any) -> Any:
+        return as_family(rule).function(operation, x.clone(), *args, **kwargs)
+
+    return Family(apply, "on_a_copy")
 
 
 def linear(rule: Family, eps: float) -> Family:

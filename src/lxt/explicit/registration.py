@@ -18,14 +18,22 @@ from torch import Tensor, nn
 
 from lxt.composite import Composite, matches, require_names, rule_name
 from lxt.engine.callsite import caller, describe_callsite, innermost_module
-from lxt.engine.zennit import zennit_speaks
+from lxt.engine.zennit import has_zennits_hook
 from lxt.errors import InvalidComposite, InvalidModel, UnmappedOperationWarning
 from lxt.explicit import functional as lf
 from lxt.explicit.composites import moves, not_in_place
 from lxt.explicit.modules import INIT_MODULE_MAPPING, MultiheadAttention_CP
 from lxt.explicit.rules import epsilon_lrp
 from lxt.rules.elementary import passthrough
-from lxt.rules.registry import REGISTRY, Operation, Refusal, as_family, in_place, spelled
+from lxt.rules.registry import (
+    OPERATORS,
+    REGISTRY,
+    Operation,
+    Refusal,
+    as_family,
+    in_place,
+    spelled,
+)
 
 __all__ = ["Registration"]
 
@@ -133,8 +141,10 @@ def _replace_modules(model: nn.Module, layer_map: LayerMap) -> Callable[[], None
 
     def put_back() -> None:
         for parent, name, child in reversed(replaced):
-            if parent._modules.get(name) is stand_ins[child]:
-                setattr(parent, name, child.train(stand_ins[child].training))
+            stand_in = stand_ins[child]
+            if parent._modules.get(name) is stand_in:
+                child._is_full_backward_hook = stand_in._is_full_backward_hook
+                setattr(parent, name, child.train(stand_in.training))
 
     try:
         replace(model, "")
@@ -184,21 +194,6 @@ def _annotated(model: nn.Module, composite: Composite) -> Callable[[], None]:
 
 
 # --- functions ------------------------------------------------------------------------------------
-
-# Python's operators by the name of torch's operation.
-_OPERATORS = {
-    operator.add: "add",
-    operator.sub: "sub",
-    operator.mul: "mul",
-    operator.matmul: "matmul",
-    operator.truediv: "div",
-    operator.pow: "pow",
-    operator.neg: "neg",
-    operator.iadd: "add_",
-    operator.isub: "sub_",
-    operator.imul: "mul_",
-    operator.itruediv: "div_",
-}
 
 
 def _add2(rule: Any, input: Any, other: Any, alpha: float = 1) -> Tensor:
@@ -278,9 +273,9 @@ _SYNONYMS = {
 
 def _function_rules(key: Any, rule: Callable[..., Any]) -> dict[Operation, Any]:
     """The rules of all torch functions that a key stands for."""
-    name = _OPERATORS.get(key) or getattr(key, "__name__", "").strip("_")
+    name = OPERATORS.get(key) or getattr(key, "__name__", "").strip("_")
     found = list(spelled(*_SYNONYMS.get(name, (name,))))
-    operations = found if key in _OPERATORS or key in found else [key]
+    operations = found if key in OPERATORS or key in found else [key]
     called = _as_torch_calls(rule)
     rules: dict[Operation, Any] = {}
     for operation in operations:
@@ -325,7 +320,7 @@ class _Unmapped:
 
     def __call__(self, what: str) -> None:
         model = self._model()
-        if what in self._warned or model is None or zennit_speaks(innermost_module(model)[1]):
+        if what in self._warned or model is None or has_zennits_hook(innermost_module(model)[1]):
             return
         self._warned.add(what)
         frame = caller()

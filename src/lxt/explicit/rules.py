@@ -288,13 +288,23 @@ def _apply(
 
 
 def _on_copies(fn: Fn, carried: list[bool]) -> Fn:
-    """`fn`, free to write to what it gets: its operands are leaves, and a rule needs their values.
+    """`fn`, which may not write to its operands: they are leaves, and a rule needs their values.
 
     The Functions don't do that themselves, since the engine's operations, which write to nothing,
     would hold every activation twice.
+
+    Raises:
+        InvalidRule: it writes to one; the caller's tensor would not change, as it does otherwise.
     """
 
     def run(*operands: Any) -> Any:
-        return fn(*(x.clone() if c else x for x, c in zip(operands, carried, strict=True)))
+        copies = [x.clone() if c else x for x, c in zip(operands, carried, strict=True)]
+        output = fn(*copies)
+        if any(c and x._version for x, c in zip(copies, carried, strict=True)):
+            raise InvalidRule(
+                f"{name_of(fn)} writes to its operand in place, and this rule needs what was "
+                "there: set inplace=False, or take IdentityRule or UniformRule"
+            )
+        return output
 
     return _named(run, fn)

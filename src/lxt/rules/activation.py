@@ -18,6 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from lxt.errors import InvalidComposite
 from lxt.gradients import secant
 from lxt.rules.elementary import constant
 from lxt.rules.registry import (
@@ -64,6 +65,11 @@ def numeric_slope(
     """
     dtype = dtype or x.dtype
     offset = f(torch.zeros_like(x))
+    if not offset.isfinite().all():
+        raise InvalidComposite(
+            "an element-wise unit needs a finite value at 0, from which its slope is taken: give "
+            "the operation a rule that doesn't ask for it, such as lxt.rules.passthrough"
+        )
     cancels = (offset != 0) & (x.abs() <= torch.finfo(dtype).eps ** (1 / 3))
     near = at_origin(x, dtype) | cancels
     slope = (f(x) - offset) / torch.where(near, 1.0, x)

@@ -8,6 +8,7 @@ run every rule on its samples.
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from functools import partial
@@ -139,6 +140,22 @@ def rule(*operations: Operation, source: str, samples: Iterable[Sample]):
     return decorate
 
 
+OPERATORS: dict[Operation, str] = {
+    operator.add: "add",
+    operator.sub: "sub",
+    operator.mul: "mul",
+    operator.matmul: "matmul",
+    operator.truediv: "div",
+    operator.pow: "pow",
+    operator.neg: "neg",
+    operator.abs: "abs",
+    operator.iadd: "add_",
+    operator.isub: "sub_",
+    operator.imul: "mul_",
+    operator.itruediv: "div_",
+}
+"""Python's operators, by the name of torch's operation."""
+
 _NAMESPACES = (torch, torch.Tensor, F, torch.special, torch.linalg)
 
 
@@ -212,7 +229,16 @@ def require_own(weight: Any) -> None:
 
     While a model's forward runs, its own parameters are constants.
     """
-    if type(weight) is nn.Parameter and weight.requires_grad:
+    if not isinstance(weight, Tensor) or not weight.requires_grad:
+        return
+    source, node = weight, weight.grad_fn
+    for _ in range(16):  # a part, a cast, a transpose of a parameter is one still
+        if node is None:
+            break
+        sources = [n for n, _ in node.next_functions if n is not None]
+        source = getattr(node, "variable", None)
+        node = sources[0] if len(sources) == 1 else None
+    if type(source) is nn.Parameter and source.requires_grad:
         raise Refusal(
             f"its weight {list(weight.shape)} is a parameter that requires grad and is not the "
             "registered model's: freeze it, or register the model that it belongs to"
