@@ -399,3 +399,15 @@ def test_a_damaged_gguf_is_refused(tiny_gguf, tmp_path, content):
     path.write_bytes(whole[:-1000] if content == "truncated" else content.encode() * 99)
     with pytest.raises(InvalidModel, match=r"'damaged\.gguf' is no whole GGUF file: "):
         load_model(str(path))
+
+
+def test_a_package_that_does_not_fit_is_named_by_what_went_wrong_first(monkeypatch) -> None:
+    def broken(*_args, **_kwargs):
+        try:
+            raise RuntimeError("operator torchvision::nms does not exist")
+        except RuntimeError as cause:
+            raise ImportError("Could not import module 'LlamaConfig'") from cause
+
+    monkeypatch.setattr(transformers.AutoConfig, "from_pretrained", broken)
+    with pytest.raises(ModelUnavailable, match="torchvision::nms does not exist .the installed"):
+        load_model("somewhere/model")

@@ -327,7 +327,7 @@ def _explained(name: str) -> Iterator[None]:
     except LxtError:
         raise
     except (OSError, ImportError, SafetensorError, MemoryError, torch.OutOfMemoryError) as error:
-        reason = _hub_reason(error) or _first_line(error)
+        reason = _hub_reason(error) or _package_reason(error) or _first_line(error)
         raise ModelUnavailable(f"{name!r} can't be loaded: {reason}") from error
     # Anything can come out of a file that someone else wrote: KeyError, TypeError, IndexError.
     except Exception as error:
@@ -352,6 +352,19 @@ def _hub_reason(error: BaseException | None) -> str | None:
                 return reason
         error = error.__cause__ or error.__context__
     return None
+
+
+def _package_reason(error: BaseException) -> str | None:
+    """Why a package can't be imported: what went wrong first, not what came of it."""
+    if not isinstance(error, ImportError):
+        return None
+    first: BaseException = error
+    while (cause := first.__cause__ or first.__context__) is not None:
+        first = cause
+    reason = _first_line(first)
+    if "torchvision::" in reason:
+        reason += " (the installed torchvision is for another build of torch)"
+    return reason
 
 
 def _first_line(error: BaseException) -> str:
