@@ -33,7 +33,7 @@ from lxt.errors import (
     UnknownOperation,
     UnusedCompositeWarning,
 )
-from test_efficient import difference, relevance, under
+from patching import difference, relevance, under
 
 
 @pytest.mark.parametrize("part_ends_first", [True, False])
