@@ -59,9 +59,8 @@ class RuleMode(TorchFunctionMode):
     def __init__(self, propagation: Propagation) -> None:
         super().__init__()
         self.propagation = propagation
-        self.formulation = propagation.composite.formulation
         self._tolerant = propagation.on_unknown == "gradient"
-        self._opaque = OpaqueOperations(self.formulation)
+        self._opaque = OpaqueOperations(propagation.composite.formulation)
         self._suspensions = 0
 
     def __torch_function__(
