@@ -241,6 +241,10 @@ class Composite(Mapping[Target, Rule]):
                 return rule
         return None
 
+    def module_rule(self, name: str, module: nn.Module) -> Rule | None:
+        """The rule for a module at path `name` of a model, by its name or its class."""
+        return self.named_rule(name) or self.class_rule(type(module))
+
     def require_names_in(self, model: nn.Module) -> None:
         """Make sure that each pattern of module names matches something.
 

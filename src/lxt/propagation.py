@@ -30,7 +30,7 @@ from lxt.errors import AlreadyRegistered, InvalidComposite, InvalidModel
 from lxt.rules.elementary import Unfolded, composed, passthrough
 from lxt.rules.registry import Family
 
-__all__ = ["Propagation"]
+__all__ = ["Propagation", "require_module"]
 
 # Every module of a registered model → its propagation. Weak on both sides: it keeps nothing alive.
 _registered: weakref.WeakKeyDictionary[nn.Module, weakref.ref[Propagation]] = (
@@ -55,10 +55,7 @@ class Propagation:
         registered: bool = True,
         constants: bool = True,
     ) -> None:
-        if not isinstance(model, nn.Module):
-            raise InvalidModel(
-                f"{_short(model)} is no torch.nn.Module instance: relevance can't flow through it"
-            )
+        require_module(model)
         if registered:
             _require_free(model)
         _require_ready(model)
@@ -224,10 +221,18 @@ class Propagation:
         return f"Propagation({self.composite.name!r} {state} {type(self.model).__name__})"
 
 
-def _short(value: Any) -> str:
-    """What an object is called in a message, whatever it is."""
-    text = repr(value)
-    return text if len(text) <= 60 else f"a {type(value).__name__}"
+def require_module(model: Any) -> None:
+    """Make sure that relevance can flow through a model at all.
+
+    Raises:
+        InvalidModel: it is no module, or a class of modules.
+    """
+    if not isinstance(model, nn.Module):
+        text = repr(model)
+        text = text if len(text) <= 60 else f"a {type(model).__name__}"
+        raise InvalidModel(
+            f"{text} is no torch.nn.Module instance: relevance can't flow through it"
+        )
 
 
 def _callable(

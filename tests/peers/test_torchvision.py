@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from open_clip.transformer import QuickGELU
 from torch import Tensor, nn
-from torchvision.models import vision_transformer
+from zennit_nets import tiny_vit
 
 import lxt
 from test_contracts import assert_identical, close, differing, traces, without_tensors
@@ -38,18 +38,6 @@ class EmbeddedText(nn.Module):
             handle.remove()
 
 
-def torchvision_vit() -> nn.Module:
-    return vision_transformer.VisionTransformer(
-        image_size=32,
-        patch_size=8,
-        num_layers=2,
-        num_heads=2,
-        hidden_dim=16,
-        mlp_dim=32,
-        num_classes=5,
-    )
-
-
 def timm_vit(fused: bool = True) -> nn.Module:
     size: dict[str, Any] = {"img_size": 32, "patch_size": 8, "embed_dim": 16, "depth": 2}
     model = timm.create_model("vit_tiny_patch16_224", num_heads=2, num_classes=5, **size)
@@ -74,7 +62,7 @@ class Case:
 
 
 CASES = {
-    "torchvision": Case(torchvision_vit),
+    "torchvision": Case(tiny_vit),
     "timm": Case(timm_vit),
     "timm, written out": Case(lambda: timm_vit(fused=False)),
     "open_clip vision": Case(lambda: clip().visual),

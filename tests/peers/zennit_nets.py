@@ -43,9 +43,8 @@ def cnn() -> nn.Sequential:
     ).double()
 
 
-def vit() -> vision_transformer.VisionTransformer:
-    torch.manual_seed(0)
-    model = vision_transformer.VisionTransformer(
+def tiny_vit() -> vision_transformer.VisionTransformer:
+    return vision_transformer.VisionTransformer(
         image_size=32,
         patch_size=8,
         num_layers=2,
@@ -54,6 +53,11 @@ def vit() -> vision_transformer.VisionTransformer:
         mlp_dim=32,
         num_classes=5,
     )
+
+
+def vit() -> vision_transformer.VisionTransformer:
+    torch.manual_seed(0)
+    model = tiny_vit()
     nn.init.normal_(model.heads.head.weight)  # which torchvision sets to zero
     return model.double().eval()
 

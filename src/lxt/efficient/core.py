@@ -1,8 +1,9 @@
 """`monkey_patch`: the rules for every model that a Python module defines, or for one instance.
 
-Only classes of that module are touched: their `forward` becomes an entrance, behind which the
-instance runs under a composite as it does after `Composite.register`. So nothing that several
-models share, such as `torch.nn.Dropout` or the registry of attention functions, changes for others.
+Only classes of that module are touched: their `forward` and `__call__` become entrances, behind
+which an instance runs under a composite as it does after `Composite.register`. So nothing that
+several models share, such as `torch.nn.Dropout` or the registry of attention functions, changes for
+others.
 """
 
 from __future__ import annotations
@@ -120,15 +121,15 @@ class Patch:
         self._is_removed = False
         self._is_entered = False
         self._handle: Any = None
-        self._enter()
+        self.resume()
 
     @property
     def target(self) -> ModuleType | nn.Module | None:
         """The Python module or the model; None if it is gone."""
         return self._target()
 
-    def _enter(self) -> None:
-        """Carry the map out."""
+    def resume(self) -> None:
+        """Carry the map out, at first and after `suspend`."""
         target = self.target
         classes = _model_classes(target) if isinstance(target, ModuleType) else []
         recipe = self._recipe = Recipe(self._source)
@@ -171,10 +172,6 @@ class Patch:
         self._recipe.undo()
         _patched.pop(self.target, None)
 
-    def resume(self) -> None:
-        """Put the patch on again."""
-        self._enter()
-
     def remove(self) -> None:
         """Put the target back as it was unpatched. Removing twice is harmless."""
         with _lock:
@@ -196,15 +193,13 @@ class Patch:
             self._is_removed, self._is_entered = True, False
             target = self.target
             current = None if target is None else _patched.get(target)
-            later = current
-            while later is not None and later is not self:
-                if later._is_entered:
-                    break
-                later = later._previous
-            if later is not None and later is not self:
-                while later._previous not in (self, None):
-                    later = later._previous
-                later._previous = self._previous
+            later: list[Patch] = []  # those that began within the block, newest first
+            patch = current
+            while patch is not None and patch is not self:
+                later.append(patch)
+                patch = patch._previous
+            if any(patch._is_entered for patch in later):
+                later[-1]._previous = self._previous
                 return
             if current is not None:
                 current.suspend()

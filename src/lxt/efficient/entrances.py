@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import threading
-import warnings
 import weakref
 from collections.abc import Callable
 from typing import Any
@@ -13,7 +12,7 @@ import torch
 from torch import nn
 
 from lxt.composite import Composite, nothing_to_explain
-from lxt.engine.callsite import caller, enclosing_module
+from lxt.engine.callsite import enclosing_module, warn_caller
 from lxt.engine.mode import is_inside
 from lxt.engine.opaque import tensors_in
 from lxt.errors import UnusedCompositeWarning
@@ -112,9 +111,7 @@ class ClassEntrance:
                 f"module of {type(outer).__name__} too, or the model: monkey_patch(model)"
             )
         if problem:
-            frame = caller()
-            place = frame.f_code.co_filename, frame.f_lineno
-            warnings.warn_explicit(problem, UnusedCompositeWarning, *place)
+            warn_caller(problem, UnusedCompositeWarning)
 
 
 def _is_others(cls: type, patched: type) -> bool:

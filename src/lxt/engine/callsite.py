@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import linecache
 import sys
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from types import FrameType
@@ -11,7 +12,13 @@ from types import FrameType
 import torch
 from torch import nn
 
-__all__ = ["caller", "describe_callsite", "enclosing_module", "innermost_module"]
+__all__ = [
+    "caller",
+    "describe_callsite",
+    "enclosing_module",
+    "innermost_module",
+    "warn_caller",
+]
 
 _LIBRARIES = (str(Path(__file__).parents[1]), str(Path(torch.__file__).parent))
 
@@ -40,6 +47,12 @@ def caller() -> FrameType:
         if not frame.f_code.co_filename.startswith(_LIBRARIES):
             break
     return frame
+
+
+def warn_caller(message: str, category: type[Warning]) -> None:
+    """Warn at the line that its author wrote, however deep in this library we are."""
+    frame = caller()
+    warnings.warn_explicit(message, category, frame.f_code.co_filename, frame.f_lineno)
 
 
 def innermost_module(model: nn.Module) -> tuple[str, nn.Module]:

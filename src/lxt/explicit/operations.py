@@ -152,8 +152,7 @@ def on_a_copy(rule: Rule) -> Family:
 
 def linear(rule: Family, eps: float) -> Family:
     """`F.linear`: a product, where the weight is a plain tensor, else as `rule` linearises it."""
-    product, by_rule = uniform_epsilon(eps), linearised(rule, eps)
-    assert isinstance(by_rule, Family)
+    product, by_rule = uniform_epsilon(eps), as_family(linearised(rule, eps))
 
     def apply(operation: Operation, *args: Any, **kwargs: Any) -> Any:
         weight = kwargs.get("weight", args[1] if len(args) > 1 else None)
@@ -338,10 +337,9 @@ def attention(eps: float, weights_are_constant: bool = False) -> Callable[..., T
         is_causal: bool = False,
         **kwargs: Any,
     ) -> Tensor:
-        operands = [query, key, value, attn_mask]
         if weights_are_constant:
             query, key, attn_mask = map(constant_if_carrying, (query, key, attn_mask))
-            operands = [query, key, value, attn_mask]
+        operands = [query, key, value, attn_mask]
         named = {"is_causal": is_causal, **kwargs}
         dtype = query.dtype
 

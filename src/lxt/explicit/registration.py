@@ -6,7 +6,6 @@ import copy
 import functools
 import inspect
 import operator
-import warnings
 import weakref
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Mapping
@@ -17,13 +16,14 @@ import torch
 from torch import Tensor, nn
 
 from lxt.composite import Composite, matches, require_names, rule_name
-from lxt.engine.callsite import caller, describe_callsite, innermost_module
+from lxt.engine.callsite import describe_callsite, innermost_module, warn_caller
 from lxt.engine.zennit import has_zennits_hook
-from lxt.errors import InvalidComposite, InvalidModel, UnmappedOperationWarning
+from lxt.errors import InvalidComposite, UnmappedOperationWarning
 from lxt.explicit import functional as lf
 from lxt.explicit.composites import moves, not_in_place
 from lxt.explicit.modules import INIT_MODULE_MAPPING, MultiheadAttention_CP
 from lxt.explicit.rules import epsilon_lrp
+from lxt.propagation import require_module
 from lxt.rules.elementary import passthrough
 from lxt.rules.registry import (
     OPERATORS,
@@ -57,8 +57,7 @@ class Registration:
         zennit_composite: Any,
         no_grad: bool,
     ) -> None:
-        if not isinstance(model, nn.Module):
-            raise InvalidModel(f"{model!r} is no torch.nn.Module: relevance can't flow through it")
+        require_module(model)
         with ExitStack() as undo:
             for canonizer in canonizers:
                 for instance in _canonized(canonizer, model):
@@ -180,7 +179,7 @@ def _annotated(model: nn.Module, composite: Composite) -> Callable[[], None]:
     """Have `print(model)` show which modules have a rule; returns what undoes it."""
     noted: list[nn.Module] = []
     for name, module in model.named_modules():
-        rule = composite.named_rule(name) or composite.class_rule(type(module))
+        rule = composite.module_rule(name, module)
         if rule not in (None, passthrough) and "extra_repr" not in module.__dict__:
             shown = f"{module.extra_repr()} | {rule_name(rule)}".removeprefix(" | ")
             module.__dict__["extra_repr"] = functools.partial(str, shown)
@@ -267,7 +266,6 @@ _SYNONYMS = {
     "div": ("div", "divide", "true_divide"),
     "sub": ("sub", "subtract"),
     "pow": ("pow", "__pow__"),
-    "matmul": ("matmul",),
 }
 
 
@@ -323,11 +321,8 @@ class _Unmapped:
         if what in self._warned or model is None or has_zennits_hook(innermost_module(model)[1]):
             return
         self._warned.add(what)
-        frame = caller()
-        warnings.warn_explicit(
+        warn_caller(
             f"{what} is not in the layer map, and its plain gradient is no relevance\n"
             f"{describe_callsite(model)}",
             UnmappedOperationWarning,
-            frame.f_code.co_filename,
-            frame.f_lineno,
         )

@@ -42,7 +42,7 @@ def print_table(registration: Registration, dummy_inputs: Mapping[str, Any] | No
     table = Table("module", "function", "replaced by", "LRP compatible")
     ruled: set[str] = set()
     for name, module in model.named_modules():
-        rule = composite.named_rule(name) or composite.class_rule(type(module))
+        rule = composite.module_rule(name, module)
         if rule is not None:
             ruled.add(name)
             place = f"{name or 'model'} ({type(module).__name__})"

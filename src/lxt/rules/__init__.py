@@ -18,6 +18,7 @@ from lxt.rules import (
     linear,
     moves,
     normalization,
+    powers,
     softmax,
 )
 from lxt.rules.activation import elementwise, unit
@@ -44,6 +45,7 @@ __all__ = [
     "moves",
     "normalization",
     "passthrough",
+    "powers",
     "product",
     "quotient",
     "rule",

@@ -20,7 +20,6 @@ from torch import Tensor
 
 from lxt.errors import InvalidComposite
 from lxt.gradients import secant
-from lxt.rules.elementary import constant
 from lxt.rules.registry import (
     Family,
     Operation,
@@ -32,7 +31,6 @@ from lxt.rules.registry import (
     positive_t,
     register,
     require_constant,
-    rule,
     sample,
     spelled,
     t,
@@ -354,57 +352,3 @@ activation("sin", "tan", "sinh", "cosh", "asinh", "atan", rule=curve)
 activation("log1p", "asin", samples=[sample(positive_t(3, 5))], rule=curve)
 activation("clamp", "clip", samples=[sample(t(3, 5), -0.5, 0.7), sample(t(3, 5), 0.3)], rule=curve)
 activation("clamp_min", "clamp_max", samples=[sample(t(3, 5), 0.2)], rule=curve)
-
-
-# --- powers --------------------------------------------------------------------------------------
-
-POWERS = (torch.pow, Tensor.pow, Tensor.__pow__)
-
-
-@rule(
-    *POWERS,
-    source=SOURCE,
-    samples=[
-        sample(t(3, 5), 2),
-        sample(t(3, 5), 3.0),
-        sample(positive_t(3, 5), 1.5),
-        sample(positive_t(3, 5), -0.5),
-        sample(positive_t(3, 5), constant_t(5, positive=True)),
-    ],
-)
-@family
-def power(operation: Operation, x: Any, exponent: Any) -> Tensor:
-    """xᵖ = x · xᵖ⁻¹ for p ≥ 1. A root or a negative power scales a norm: a constant (Prop. 3.4)."""
-    require_constant(exponent=exponent)
-    if not isinstance(x, Tensor) or not x.requires_grad:
-        return operation(x, exponent)
-    at_least_one = exponent >= 1
-    if isinstance(at_least_one, Tensor) and at_least_one.any() != at_least_one.all():
-        raise Refusal("some exponents are below 1, some are not")
-    if at_least_one.all() if isinstance(at_least_one, Tensor) else at_least_one:
-        return secant(
-            x, lambda v: operation(v, exponent), lambda v: v ** (exponent - 1), gates=False
-        )
-    return constant.function(operation, x, exponent)
-
-
-@rule(Tensor.__rpow__, source=SOURCE, samples=[sample(t(3, 5), 2.0)])
-def exponential(exponent: Tensor, base: Any) -> Tensor:
-    """bˣ − 1 = expm1(x · ln b)."""
-    require_constant(base=base)
-    log_base = math.log(base)
-
-    def slope(x: Tensor) -> Tensor:
-        return torch.where(at_origin(x), log_base, (x * log_base).expm1() / x)
-
-    if not exponent.requires_grad:
-        return base**exponent
-    return secant(exponent, lambda v: base**v, slope, gates=False)
-
-
-register(
-    [Tensor.pow_, Tensor.__ipow__],
-    in_place(power, torch.pow),
-    source=SOURCE,
-    samples=[sample(t(3, 5), 2)],
-)
