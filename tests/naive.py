@@ -38,13 +38,15 @@ def jacobian_product(call: Call, g: list[Tensor], step: float = 1.0) -> Gradient
     for index in call.carriers():
         gradient = torch.zeros_like(call.tensors[index])
         for place in itertools.product(*map(range, gradient.shape)):
-            moved = call.copies(call.precise)
-            moved[index].data[place] += step
-            after = call(*moved)
-            gradient[place] = sum(
-                ((y.double() - y0.double()) / step * g_y.double()).sum()
-                for y, y0, g_y in zip(after, before, g, strict=True)
-            )
+            # the gradient of a complex number is that of its real part and, times i, of the other
+            for unit in (1, 1j) if gradient.is_complex() else (1,):
+                moved = call.copies(call.precise)
+                moved[index].data[place] += step * unit
+                after = call(*moved)
+                gradient[place] += unit * sum(
+                    ((y.double() - y0.double()) / step * g_y.double()).sum()
+                    for y, y0, g_y in zip(after, before, g, strict=True)
+                )
         result[index] = gradient
     return result
 
@@ -88,6 +90,47 @@ def sum_with_quotient(call: Call, g: list[Tensor]) -> Gradients:
 def nothing(call: Call, g: list[Tensor]) -> Gradients:
     """A constant: zero."""
     return {i: torch.zeros_like(call.tensors[i]) for i in call.carriers()}
+
+
+def places_are_constant(call: Call, g: list[Tensor]) -> Gradients:
+    """Linear in the first operand; the second says where, and is a constant."""
+    return quotient(call, g)
+
+
+def product_over(call: Call, g: list[Tensor]) -> Gradients:
+    """1/N of what a plain product hands to each of N factors."""
+    (x,) = call.tensors
+    dim = call.value("dim", 1)
+    factors = x.numel() if dim is None else x.shape[dim]
+    return {0: jacobian_product(call, g)[0] / factors}
+
+
+def cumulative_product(call: Call, g: list[Tensor]) -> Gradients:
+    """y_i = x_0 … x_i hands g_i y_i / x_j / (i + 1) to each x_j of its i + 1 factors."""
+    (x,) = call.tensors
+    dim = call.value("dim", 1)
+    rows, upstream = x.movedim(dim, -1), g[0].movedim(dim, -1)
+    result = torch.zeros_like(rows)
+    for place in itertools.product(*map(range, rows.shape[:-1])):
+        row = rows[place].tolist()
+        for i, j in itertools.product(range(len(row)), repeat=2):
+            if j <= i:
+                others = math.prod(row[:j]) * math.prod(row[j + 1 : i + 1])
+                result[(*place, j)] += upstream[(*place, i)] * others / (i + 1)
+    return {0: result.movedim(-1, dim)}
+
+
+def cosine_similarity(call: Call, g: list[Tensor]) -> Gradients:
+    """Σ a b / (‖a‖ ‖b‖) with constant norms: half of the product to each; the samples' last dim."""
+    a, b = torch.broadcast_tensors(*call.tensors)
+    to_a, to_b = torch.zeros_like(a), torch.zeros_like(b)
+    for place in itertools.product(*map(range, a.shape[:-1])):
+        norms = [math.sqrt(math.fsum(v * v for v in x[place].tolist())) for x in (a, b)]
+        for n in range(a.shape[-1]):
+            share = g[0][place] / (2 * norms[0] * norms[1])
+            to_a[(*place, n)] = share * b[(*place, n)]
+            to_b[(*place, n)] = share * a[(*place, n)]
+    return {0: to_a.sum_to_size(call.tensors[0].shape), 1: to_b.sum_to_size(call.tensors[1].shape)}
 
 
 # --- element-wise --------------------------------------------------------------------------------
@@ -173,6 +216,10 @@ FUNCTIONS: dict[str, Callable[..., mpf]] = {
     "asinh": mpmath.asinh,
     "atan": mpmath.atan,
     "asin": mpmath.asin,
+    "acos": mpmath.acos,
+    "atanh": mpmath.atanh,
+    "erfinv": mpmath.erfinv,
+    "sinc": lambda x: mpmath.sinc(mpmath.pi * x),
     "expm1": mpmath.expm1,
     "log1p": mpmath.log1p,
     "clamp": clamp,
@@ -183,7 +230,17 @@ FUNCTIONS: dict[str, Callable[..., mpf]] = {
 
 # Lines through 0, at least where the samples are: secant and derivative are the same.
 SECANT_IS_DERIVATIVE = frozenset(
-    {"relu", "relu6", "leaky_relu", "rrelu", "abs", "absolute", "hardshrink"}
+    {
+        "rnn_relu",
+        "rnn_relu_cell",
+        "relu",
+        "relu6",
+        "leaky_relu",
+        "rrelu",
+        "abs",
+        "absolute",
+        "hardshrink",
+    }
 )
 
 
@@ -208,6 +265,22 @@ def elementwise(call: Call, g: list[Tensor]) -> Gradients:
     (x,) = call.tensors
     kwargs = {name: value for name, value in kwargs.items() if name != "inplace"}
     slopes = [secant(f, value, *args[1:], **kwargs) for value in x.flatten().tolist()]
+    return {0: g[0] * torch.tensor(slopes, dtype=torch.float64).reshape(x.shape)}
+
+
+LOGARITHMS: dict[str, Callable[[mpf], mpf]] = {
+    "log": mpmath.log,
+    "log2": lambda x: mpmath.log(x, 2),
+    "log10": mpmath.log10,
+    "logit": lambda x: mpmath.log(x / (1 - x)),
+}
+
+
+def logarithm(call: Call, g: list[Tensor]) -> Gradients:
+    """Eq. 9 as it stands: R_x = R_y, so the slope is f(x) / x."""
+    (x,) = call.tensors
+    f = LOGARITHMS[base_name(call.operation)]
+    slopes = [float(f(mpf(value)) / mpf(value)) for value in x.flatten().tolist()]
     return {0: g[0] * torch.tensor(slopes, dtype=torch.float64).reshape(x.shape)}
 
 
@@ -262,6 +335,31 @@ def softmax(call: Call, g: list[Tensor]) -> Gradients:
     )
     result = torch.tensor([softmax_row_gradient(x, g, log) for x, g in rows], dtype=torch.float64)
     return {0: sign * result.reshape(x.shape).movedim(-1, dim)}
+
+
+def logsumexp(call: Call, g: list[Tensor]) -> Gradients:
+    """Linearised at x, where the gradient is the softmax s of the row."""
+    (x,) = call.tensors
+    dim = call.value("dim", 1)
+    upstream = g[0] if call.value("keepdim", 2, False) else g[0].unsqueeze(dim)
+    result = torch.zeros_like(x).movedim(dim, -1)
+    for place in itertools.product(*map(range, result.shape[:-1])):
+        row = softmax_row(x.movedim(dim, -1)[place].tolist())
+        result[place] = torch.tensor(row, dtype=x.dtype) * upstream.movedim(dim, -1)[place]
+    return {0: result.movedim(-1, dim)}
+
+
+def logcumsumexp(call: Call, g: list[Tensor]) -> Gradients:
+    """The same for the first 1, 2, … N elements of a row."""
+    (x,) = call.tensors
+    rows, upstream = x.movedim(call.value("dim", 1), -1), g[0].movedim(call.value("dim", 1), -1)
+    result = torch.zeros_like(rows)
+    for place in itertools.product(*map(range, rows.shape[:-1])):
+        row = rows[place].tolist()
+        for i in range(len(row)):
+            for j, weight in enumerate(softmax_row(row[: i + 1])):
+                result[(*place, j)] += upstream[(*place, i)] * weight
+    return {0: result.movedim(-1, call.value("dim", 1))}
 
 
 def attention(
@@ -435,6 +533,14 @@ def normalize(call: Call, g: list[Tensor]) -> Gradients:
     return {0: result}
 
 
+def spread_and_mean(call: Call, g: list[Tensor]) -> Gradients:
+    """The spread is a constant; the mean hands 1/n of its gradient to each of n elements."""
+    (x,) = call.tensors
+    dim = call.value("dim", 1)
+    to_mean = g[1] if call.arguments[1].get("keepdim") else g[1].unsqueeze(dim)
+    return {0: to_mean.expand_as(x) / x.shape[dim]}
+
+
 def local_response_norm(call: Call, g: list[Tensor]) -> Gradients:
     """x_c / (k + α · mean square of the channels c − ⌊n/2⌋ … c + ⌊(n−1)/2⌋)^β."""
     (x,) = call.tensors
@@ -481,21 +587,28 @@ REFERENCES: dict[str, Reference] = {
             index_fill masked_scatter index_put fill zero
             dropout alpha_dropout feature_dropout feature_alpha_dropout
             dropout1d dropout2d dropout3d
+            rad2deg deg2rad sum_to_size atleast_1d atleast_3d meshgrid column_stack dsplit vsplit
+            unsafe_chunk unsafe_split channel_shuffle select_scatter slice_scatter nan_to_num
+            fft ifft rfft irfft hfft ihfft fft2 ifft2 rfft2 irfft2 fftn ifftn rfftn irfftn
+            fftshift ifftshift stft istft view_as_complex view_as_real complex conj conj_physical
+            real imag solve_triangular lerp
         """,
         picks="""
             topk sort msort max min amax amin maximum minimum fmax fmin cummax cummin kthvalue
-            max_pool1d max_pool2d adaptive_max_pool1d adaptive_max_pool2d
+            max_pool1d max_pool2d max_pool3d adaptive_max_pool1d adaptive_max_pool2d
+            median nanmedian quantile nanquantile aminmax scatter_reduce
         """,
         product="""
             mul multiply matmul mm spmm bmm __rmatmul__ mv dot inner outer ger tensordot kron linear
             conv1d conv2d conv3d conv_transpose1d conv_transpose2d conv_transpose3d einsum bilinear
-            _grouped_mm grouped_mm
+            _grouped_mm grouped_mm cross vdot multi_dot chain_matmul
         """,
         sum_with_product="addmm baddbmm addbmm addmv addr addcmul",
         quotient="div divide true_divide",
         sum_with_quotient="addcdiv",
         nothing="""
             rsqrt sqrt reciprocal __rdiv__ __rtruediv__ __rfloordiv__ var std norm vector_norm
+            hypot cdist pairwise_distance
         """,
         power="pow __pow__ __ipow__",
         prelu="prelu",
@@ -503,6 +616,17 @@ REFERENCES: dict[str, Reference] = {
         attention="scaled_dot_product_attention",
         multi_head="multi_head_attention_forward",
         glu="glu",
+        places_are_constant="grid_sample",
+        product_over="prod",
+        cumulative_product="cumprod",
+        cosine_similarity="cosine_similarity",
+        logarithm="log log2 log10 logit",
+        logsumexp="logsumexp",
+        logcumsumexp="logcumsumexp",
+        spread_and_mean="var_mean std_mean",
+        recurrent="""
+            lstm gru rnn_tanh rnn_relu lstm_cell gru_cell rnn_tanh_cell rnn_relu_cell
+        """,
         layer_norm="layer_norm",
         rms_norm="rms_norm",
         group_norm="group_norm",
@@ -530,13 +654,12 @@ def departs(call: Call) -> bool:
         return len(call.carriers()) > 1
     if reference is sum_with_product:
         return len([i for i in call.carriers() if i != call.slot(0)]) > 1
-    if reference in (quotient, sum_with_quotient):
-        denominator = call.slot(1 if reference is quotient else 2)
+    if reference in (quotient, sum_with_quotient, places_are_constant):
+        denominator = call.slot(2 if reference is sum_with_quotient else 1)
         return denominator is not None and call.carries[denominator]
     if reference is attention:
         return len(call.carriers()) > 1
     if reference is instance_norm:
         return call.value("use_input_stats", 5, True)
-    return reference not in (linear, picks, softmax, running_norm, prelu) and (
-        name not in SECANT_IS_DERIVATIVE
-    )
+    as_autograd = (linear, picks, softmax, logsumexp, logcumsumexp, running_norm, prelu)
+    return reference not in as_autograd and (name not in SECANT_IS_DERIVATIVE)

@@ -41,11 +41,28 @@ def mapped(value: Any, function: Callable[[Any], Any]) -> Any:
 def floating(value: Any) -> Iterator[Tensor]:
     """The floating-point tensors in a result."""
     if isinstance(value, Tensor):
-        if value.is_floating_point():
+        if value.is_complex():
+            yield as_real(value)
+        elif value.is_floating_point():
             yield value
     elif not isinstance(value, int | float | str | None):
         for item in value:
             yield from floating(item)
+
+
+def is_real(x: Tensor) -> bool:
+    """Whether a tensor holds numbers that relevance can flow to, real or complex."""
+    return x.is_floating_point() or x.is_complex()
+
+
+def in_precision(x: Tensor, dtype: torch.dtype) -> Tensor:
+    """`x` in `dtype`, or in the complex numbers of that precision."""
+    return x.to(dtype.to_complex() if x.is_complex() else dtype)
+
+
+def as_real(x: Tensor) -> Tensor:
+    """A complex tensor as pairs of real numbers."""
+    return torch.view_as_real(x.resolve_conj()) if x.is_complex() else x
 
 
 def base_name(operation: Any) -> str:
@@ -90,6 +107,9 @@ class Call:
             if spec.boolean:
                 return (places % 3 != 1).reshape(spec.shape)
             grid = POSITIVE_GRID if spec.positive else GRID
+            if spec.complex:
+                pairs = torch.stack((grid[places % len(grid)], grid[(places + 77) % len(grid)]), -1)
+                return torch.view_as_complex(pairs.reshape(*spec.shape, 2))
             return grid[places % len(grid)].reshape(spec.shape)
 
         def place(value: Any) -> Any:
@@ -115,7 +135,7 @@ class Call:
     def copies(self, dtype: torch.dtype = torch.float64) -> list[Tensor]:
         """The operands, floating-point ones in `dtype`; those that carry relevance as leaves."""
         return [
-            x.clone().to(dtype).requires_grad_(carries) if x.is_floating_point() else x.clone()
+            in_precision(x.clone(), dtype).requires_grad_(carries) if is_real(x) else x.clone()
             for x, carries in zip(self.tensors, self.carries, strict=True)
         ]
 
@@ -220,5 +240,6 @@ def all_entries() -> dict[str, Entry]:
 def assert_close(actual: Tensor, reference: Tensor, relative: float) -> None:
     """Within `relative` of the largest number in the reference."""
     assert actual.shape == reference.shape
+    actual, reference = as_real(actual), as_real(reference)
     error = (actual.double() - reference.double()).abs().max()
     assert error <= relative * reference.abs().max(), f"{error:.3g} off\n{actual}\n{reference}"

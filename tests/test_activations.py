@@ -39,6 +39,9 @@ ARGUMENTS: dict[str, tuple[Any, ...]] = {
 # Where the function exists, and its value and slope are finite in float64.
 DOMAINS = {
     "asin": (-1, 1),
+    "acos": (-1, 1),
+    "atanh": (-0.999, 0.999),
+    "erfinv": (-0.999, 0.999),
     "log1p": (-0.999, 1e5),
     "tan": (-1.5, 1.5),
     **dict.fromkeys(("exp", "exp2", "expm1", "sinh", "cosh", "__rpow__"), (-200, 200)),

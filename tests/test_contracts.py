@@ -12,13 +12,15 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 import lxt
 import zoo
 from lxt.errors import ReentrantCheckpoint
+from lxt.structure import Within
 
 COMPOSITES = [lxt.attnlrp, lxt.cp_lrp]
 DTYPES = [torch.float64, torch.float32, torch.bfloat16, torch.float16]
 
 over_composites = pytest.mark.parametrize("composite", COMPOSITES, ids=lambda c: c.name)
-over_cases = pytest.mark.parametrize(("name", "attention"), zoo.CASES)
-over_names = pytest.mark.parametrize("name", zoo.NAMES)
+ALONE = tuple((name, "eager") for name in zoo.RECURRENT)
+over_cases = pytest.mark.parametrize(("name", "attention"), zoo.CASES + ALONE)
+over_names = pytest.mark.parametrize("name", zoo.NAMES + zoo.RECURRENT)
 
 
 def relevance(model: nn.Module, example: zoo.Example, composite: lxt.Composite) -> Tensor:
@@ -171,7 +173,13 @@ def test_a_nonlinear_score_inside_flex_attention_is_refused() -> None:
 
 
 @over_composites
-@pytest.mark.parametrize(("name", "side"), zoo.PADDED)
+@pytest.mark.parametrize(
+    ("name", "side"),
+    [
+        *zoo.PADDED,
+        *((name, side) for name in zoo.RECURRENT for side in zoo.ARCHITECTURES[name].padding),
+    ],
+)
 def test_a_row_equals_the_row_alone(name: str, side: str, composite: lxt.Composite) -> None:
     model = zoo.build(name)
     example = zoo.example(name, model, batch=3, padding=side)  # type: ignore[arg-type]
@@ -271,7 +279,8 @@ def rules_used(model: nn.Module, run: Callable[[], Any]) -> set[Any]:
 
         return lxt.rules.Family(spy, "spy")
 
-    composite = lxt.Composite({t: spying(t, rule) for t, rule in lxt.attnlrp.items()})
+    table = {t: r if isinstance(r, Within) else spying(t, r) for t, r in lxt.attnlrp.items()}
+    composite = lxt.Composite(table)
     with composite.context(model):
         run()
     return used

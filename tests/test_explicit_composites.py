@@ -127,10 +127,11 @@ def test_most_operations_have_an_explicit_rule_of_their_own() -> None:
         if rule_name(EXPLICIT["attnlrp"][operation]) == "linearised"
     }
     assert derived == {
-        *("addmm", "addbmm", "baddbmm", "addmv", "addr", "addcmul", "addcdiv", "bilinear"),
-        *("div", "divide", "true_divide", "glu", "group_norm", "instance_norm", "batch_norm"),
-        *("local_response_norm", "embedding", "embedding_bag", "pow", "__pow__", "__rpow__"),
-        *("__ipow__", "rrelu"),
+        *("addmm", "addbmm", "baddbmm", "addmv", "addr", "addcmul", "bilinear"),
+        *("glu", "group_norm", "instance_norm", "batch_norm", "local_response_norm"),
+        *("embedding", "embedding_bag", "rrelu", "grid_sample", "scatter_reduce", "logit"),
+        *("prod", "cumprod", "multi_dot", "chain_matmul", "cosine_similarity", "solve_triangular"),
+        *("gru_cell", "rnn_tanh_cell", "rnn_relu_cell", "lerp"),
     }
 
 

@@ -124,6 +124,19 @@ REFUSED = {
     ),
     "a bound that carries relevance": (torch.clamp, (t(2, 3), t(2, 3)), "depends"),
     "a slope that carries relevance": (F.prelu, (t(2, 3), t(3)), "depends"),
+    "a product that is scattered": (
+        lambda x: x.scatter_reduce(1, torch.tensor([[0, 1], [2, 0]]), x + 1, "prod"),
+        (t(2, 3),),
+        "by how many factors",
+    ),
+    "an interpolation's weight": (torch.lerp, (t(2, 3), t(2, 3), t(2, 3)), "'weight' depends"),
+    "a packed sequence": (
+        lambda x, *weights: torch.gru(
+            x, torch.tensor([2, 1]), torch.zeros(1, 2, 2).to(x), weights, True, 1, 0.0, False, False
+        )[0],
+        (t(3, 3), constant_t(6, 3), constant_t(6, 2), constant_t(6), constant_t(6)),
+        "packed",
+    ),
     "a bilinear map that carries relevance": (
         F.bilinear,
         (t(2, 3), t(2, 3), t(1, 3, 3)),

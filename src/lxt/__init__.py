@@ -10,12 +10,16 @@ from typing import TYPE_CHECKING, Any
 
 from lxt import errors, gradients, rules
 from lxt._version import __version__
+from lxt.audit import audit
+from lxt.auditing.report import Report
 from lxt.composite import ClassPath, Composite, OperatorName
 from lxt.composites import attnlrp, cp_lrp, gradient
 from lxt.explain import explain
 from lxt.explanation import ExplainedTarget, Explanation
 from lxt.models import load_model
 from lxt.propagation import Propagation
+from lxt.rules import rule, sample
+from lxt.structure import Having, Signature, Within
 from lxt.targets import Contrast, Label, Logit, Prediction
 
 __all__ = [
@@ -24,27 +28,34 @@ __all__ = [
     "Contrast",
     "ExplainedTarget",
     "Explanation",
+    "Having",
     "Label",
     "Logit",
     "OperatorName",
     "Prediction",
     "Propagation",
+    "Report",
+    "Signature",
+    "Within",
     "__version__",
     "attnlrp",
+    "audit",
     "cp_lrp",
     "errors",
     "explain",
     "gradient",
     "gradients",
     "load_model",
+    "rule",
     "rules",
+    "sample",
 ]
 
 if TYPE_CHECKING:
-    from lxt import efficient, explicit, utils  # noqa: F401 - imported when first asked for
+    from lxt import efficient, explicit, testing, utils  # noqa: F401 - imported when first asked for
 else:
 
     def __getattr__(name: str) -> Any:
-        if name in ("efficient", "explicit", "utils"):
+        if name in ("efficient", "explicit", "testing", "utils"):
             return importlib.import_module(f"lxt.{name}")
         raise AttributeError(f"module 'lxt' has no attribute {name!r}")

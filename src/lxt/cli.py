@@ -1,4 +1,4 @@
-"""The shell: `lxt explain PROMPT`."""
+"""The shell: `lxt explain PROMPT` and `lxt audit MODEL`."""
 
 from __future__ import annotations
 
@@ -131,6 +131,65 @@ def explain(
         from rich.console import Console
 
         Console().print(explanation)
+
+
+@app.command()
+def audit(
+    model: Annotated[
+        str,
+        typer.Argument(
+            metavar="MODEL", help="A hub id, a local folder, a .gguf file, or default: the model."
+        ),
+    ],
+    prompt: Annotated[
+        str, typer.Argument(metavar="PROMPT", help="The text to run; - reads standard input.")
+    ] = "The capital of France is",
+    target: Annotated[
+        str | None,
+        typer.Option(
+            "--target", "-t", metavar="TOKEN|LABEL", help="What to explain, as for lxt explain."
+        ),
+    ] = None,
+    composite: Annotated[
+        str, typer.Option(help="The rules: attnlrp, cp_lrp or gradient.")
+    ] = "attnlrp",
+    json: Annotated[
+        str | None, typer.Option(metavar="PATH", help="Write it as JSON; - prints nothing else.")
+    ] = None,
+    device: Annotated[
+        str | None, typer.Option(help="cpu, cuda, cuda:1, mps, … Default: a GPU if there is one.")
+    ] = None,
+    dtype: Annotated[
+        str | None, typer.Option(help="float32, bfloat16 or float16. Default: float32 on a CPU.")
+    ] = None,
+) -> None:
+    """Say whether relevance of a model can be trusted. Exits with 0 if it is sound, else 1."""
+    from rich.console import Console
+
+    with _reported():
+        prompt = _read(prompt)
+        _check_options(prompt, composite, [json])
+        errors_console = Console(stderr=True)
+        with errors_console.status("loading the model") as status:
+            loaded = _load(None if model == "default" else model, device, dtype)
+            from lxt.audit import audit as compute
+
+            report = compute(
+                loaded.model,
+                prompt,
+                _target(loaded.model, target, None),
+                composite,
+                tokenizer=loaded.tokenizer,
+                progress=status.update,
+            )
+        if json == "-":
+            typer.echo(report.to_json())
+        else:
+            if json:
+                report.to_json(json)
+            Console().print(report)
+        if not report.ok:
+            raise typer.Exit(1)
 
 
 @contextmanager

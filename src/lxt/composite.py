@@ -6,17 +6,18 @@ import difflib
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
 from fnmatch import fnmatchcase
-from types import MappingProxyType
+from types import FunctionType, MappingProxyType
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lxt.engine.nodes import Formulation
 from lxt.errors import InvalidComposite, UnusedCompositeWarning
 from lxt.rules.registry import OPERATORS, Family, operation_name
+from lxt.structure import ClassPath, Having, OperatorName, Signature, Within
 
 if TYPE_CHECKING:
     from lxt.propagation import Propagation
@@ -37,31 +38,13 @@ __all__ = [
 OnUnknown = Literal["error", "gradient"]
 
 
-@dataclass(frozen=True)
-class ClassPath:
-    """A module class by its qualified name, so that its package need not be imported to name it."""
+Target = Callable[..., Any] | type[nn.Module] | OperatorName | ClassPath | Having | Signature | str
+"""A function or operator, a module class or its path, a structure, or a pattern of module names."""
 
-    path: str
-
-    def __str__(self) -> str:
-        return self.path
-
-
-@dataclass(frozen=True)
-class OperatorName:
-    """An operator of `torch.ops` by its qualified name, `"library::operator"`."""
-
-    name: str
-
-    def __str__(self) -> str:
-        return self.name
-
-
-Target = Callable[..., Any] | type[nn.Module] | OperatorName | ClassPath | str
-"""A torch function or operator, a module class or its path, or a pattern of module names."""
-
-Rule = Family | Callable[..., Any]
+Rule = Family | Within | Callable[..., Any]
 """A function with the signature of its target, or a `Family` that is bound to the target.
+
+Of modules also `Within`: their own forward, with other rules for some functions within.
 
 For a module class or name, a function gets the module itself first, like the class's `forward`.
 """
@@ -74,8 +57,11 @@ class Composite(Mapping[Target, Rule]):
     `OperatorName("library::operator")`), module classes (`MyActivation`, or
     `ClassPath("package.module.MyActivation")`), and module names as shell patterns
     (`"layers.*.mlp.act_fn"`), matched against the end of a module's path; with a leading slash a
-    name is the whole path and no pattern (`"/lm_head"`). A name is preferred to a class, and a
-    class to the functions that its forward calls.
+    name is the whole path and no pattern (`"/lm_head"`). A name is preferred to a class, a class to
+    what the module is made of (`Having("A_log")`), and that to the functions its forward calls.
+
+    A function written in Python that a module's forward calls is a target too, by itself
+    (`my_package.selective_scan`) or by the arguments it takes (`Signature("A", "B", "C", "dt")`).
 
     Each spelling of an operation is a target by itself: `torch.sigmoid` is not `Tensor.sigmoid`.
     `dict.fromkeys(lxt.rules.spelled("sigmoid"), rule)` has all.
@@ -96,7 +82,16 @@ class Composite(Mapping[Target, Rule]):
 
     """
 
-    __slots__ = ("_names", "_patterns", "_rules", "formulation", "name", "on_unknown")
+    __slots__ = (
+        "_havings",
+        "_names",
+        "_patterns",
+        "_rules",
+        "_signatures",
+        "formulation",
+        "name",
+        "on_unknown",
+    )
 
     def __init__(
         self,
@@ -114,6 +109,8 @@ class Composite(Mapping[Target, Rule]):
         patterns = [target for target in reversed(list(rules)) if isinstance(target, str)]
         self._names = tuple(patterns)
         self._patterns = tuple(name for name in patterns if not name.startswith("/"))
+        self._havings = tuple(t for t in reversed(list(rules)) if isinstance(t, Having))
+        self._signatures = tuple(t for t in reversed(list(rules)) if isinstance(t, Signature))
         self.name = name
         self.on_unknown: OnUnknown = _checked(on_unknown)
         if formulation not in ("gradient", "relevance"):
@@ -241,9 +238,32 @@ class Composite(Mapping[Target, Rule]):
                 return rule
         return None
 
+    def structure_rule(self, module: nn.Module) -> Rule | None:
+        """The rule for a module by what it holds, or None if it has none."""
+        return next((self._rules[having] for having in self._havings if having.fits(module)), None)
+
     def module_rule(self, name: str, module: nn.Module) -> Rule | None:
-        """The rule for a module at path `name` of a model, by its name or its class."""
-        return self.named_rule(name) or self.class_rule(type(module))
+        """The rule for a module at path `name` of a model, by its name, class or structure."""
+        by_class = self.named_rule(name) or self.class_rule(type(module))
+        return by_class or self.structure_rule(module)
+
+    @property
+    def has_calls(self) -> bool:
+        """Whether functions written in Python are among its targets."""
+        return bool(self._signatures) or any(map(_is_pythons, self._rules))
+
+    def call_rule(self, function: Callable[..., Any]) -> Rule | None:
+        """The rule for a function written in Python that a module calls, or None if it has none.
+
+        Torch's own are no such functions: each call of them is seen.
+        """
+        function = getattr(function, "__func__", function)
+        if not _is_pythons(function) and not isinstance(function, nn.Module):
+            return None
+        if (rule := self._rules.get(function)) is not None:  # pyright: ignore[reportArgumentType, reportCallIssue]
+            return rule
+        fitting = (names for names in self._signatures if names.fits(function))
+        return next((self._rules[names] for names in fitting), None)
 
     def require_names_in(self, model: nn.Module) -> None:
         """Make sure that each pattern of module names matches something.
@@ -281,6 +301,8 @@ def nothing_to_explain(model: nn.Module, composite: Composite) -> str:
 
 def rule_name(rule: Rule) -> str:
     """How a rule is called in tables."""
+    if isinstance(rule, Within):
+        return "within"
     return rule.name if isinstance(rule, Family) else getattr(rule, "__name__", repr(rule))
 
 
@@ -324,7 +346,7 @@ def matches(name: str, pattern: str) -> bool:
 
 
 def _spell(target: Any) -> str:
-    if isinstance(target, str | ClassPath | OperatorName):
+    if isinstance(target, str | ClassPath | OperatorName | Having | Signature):
         return str(target)
     if isinstance(target, type):
         return f"{target.__module__}.{target.__qualname__}"
@@ -332,18 +354,37 @@ def _spell(target: Any) -> str:
 
 
 def _as_dispatched(target: Any) -> Any:
-    """The function that a mode sees where Python calls an operator's method of `Tensor`."""
+    """The function that a mode sees where Python calls an operator's method of `Tensor`.
+
+    And that which a function calls that no mode sees.
+    """
+    if isinstance(target, FunctionType):
+        return _CALLED.get(target, target)
     name = getattr(target, "__name__", "")
     if getattr(Tensor, name, None) is not target or not name.startswith("__"):
         return target
     return _OPERATOR_METHODS.get(name, target)
 
 
+# What functions of torch's call that never show themselves.
+_CALLED: dict[Any, Any] = {
+    F.sigmoid: Tensor.sigmoid,
+    F.tanh: Tensor.tanh,
+    F.upsample: F.interpolate,
+    **({F.grouped_mm: torch._grouped_mm} if hasattr(F, "grouped_mm") else {}),
+}
+
 # The operators' methods that aren't seen by their own names, as that of `2 - a` is.
 _OPERATOR_METHODS = {
     **{f"__{operator.__name__}__": getattr(Tensor, name) for operator, name in OPERATORS.items()},
     **{"__radd__": Tensor.add, "__rmul__": Tensor.mul, "__idiv__": Tensor.div_},
 }
+
+
+def _is_pythons(target: Any) -> bool:
+    """Whether a target is a function written in Python, outside of torch."""
+    module = getattr(target, "__module__", None) or ""
+    return isinstance(target, FunctionType) and module.partition(".")[0] != "torch"
 
 
 def _checked(on_unknown: Any) -> OnUnknown:
@@ -359,7 +400,8 @@ def _check(target: Any, rule: Any) -> None:
         raise InvalidComposite(
             f"{type(target).__name__}(…) is an instance: give its class, or its name as a string"
         )
-    if not callable(target) and not isinstance(target, str | ClassPath | OperatorName):
+    by_name = str | ClassPath | OperatorName | Having | Signature
+    if not callable(target) and not isinstance(target, by_name):
         raise InvalidComposite(
             f"{target!r} is no target: give a torch function, a module class or a name pattern"
         )
@@ -368,7 +410,7 @@ def _check(target: Any, rule: Any) -> None:
             f"the rule of {_spell(target)} is {rule.__name__}, a class of modules: such rules go "
             "into lxt.explicit.core.Composite"
         )
-    if not callable(rule) and not isinstance(rule, Family):
+    if not callable(rule) and not isinstance(rule, Family | Within):
         raise InvalidComposite(
             f"the rule of {_spell(target)} is {rule!r}: give a function with the same signature, "
             "or a rule of lxt.rules"

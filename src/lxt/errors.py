@@ -61,6 +61,10 @@ class InvalidFile(LxtError, ValueError):
     """A file does not hold what it should."""
 
 
+class CheckFailed(LxtError, AssertionError):
+    """A rule or a model is not what `lxt.testing` asks of one."""
+
+
 class InvalidRule(LxtError, ValueError):
     """A rule can't be applied to the function and operands that it was given."""
 

@@ -6,6 +6,7 @@ Every function here returns the forward value that the model would have computed
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -15,13 +16,17 @@ from torch.autograd import Function
 from lxt.engine.nodes import hands_on
 
 __all__ = [
+    "TRANSPARENT",
+    "Curve",
     "carries_relevance",
     "compute_dtype",
+    "curve_of",
     "is_gate",
     "scale",
     "secant",
     "stop",
     "substitute",
+    "surrogate",
 ]
 
 Forward = Callable[[Tensor], tuple[Tensor, Sequence[Tensor]]]
@@ -67,15 +72,49 @@ def substitute(x: Tensor, forward: Forward, backward: Backward) -> Tensor:
     return _Substitute.apply(x, forward, backward)  # pyright: ignore[reportReturnType]
 
 
+@dataclass(frozen=True)
+class Curve:
+    """What an element-wise function is to those who meet its output later on.
+
+    Attributes:
+        kind: "exponential", "clamp", or "" for all others.
+        log_base: of an exponential, the logarithm of its base.
+        gates: whether its output is a gate where it multiplies something; see `is_gate`.
+    """
+
+    kind: str = ""
+    log_base: float = 1.0
+    gates: bool = True
+
+
 def secant(
-    x: Tensor, operation: Callable[[Tensor], Tensor], slope: Slope, gates: bool = True
+    x: Tensor, operation: Callable[[Tensor], Tensor], slope: Slope, curve: Curve | None = None
 ) -> Tensor:
     """`operation(x)`, element-wise, with the gradient g · slope(x) in place of g · operation′(x).
 
     Only `x` is kept for the backward pass; the slope is computed there, in float32 or more.
-    `gates` marks the output for `is_gate`.
     """
-    return _Secant.apply(x, operation, slope, gates)  # pyright: ignore[reportReturnType]
+    return _Secant.apply(x, operation, slope, curve or Curve())  # pyright: ignore[reportReturnType]
+
+
+def curve_of(node: Any) -> Curve | None:
+    """The element-wise function that made a node of the graph by `secant`, if one did."""
+    return node.curve if isinstance(node, _Secant._backward_cls) else None  # pyright: ignore[reportAttributeAccessIssue]
+
+
+def surrogate(
+    value: Callable[..., Any], stand_in: Callable[..., Any], operands: Sequence[Tensor]
+) -> Any:
+    """`value(*operands)` with the gradient of `stand_in(*operands)`, which is its like.
+
+    Args:
+        value: what the model computes: a tensor, or a tuple of them; runs without a graph.
+        stand_in: as many tensors of the same shapes, of operands in float32 or more; runs in the
+            backward pass, with a graph of its own.
+        operands: tensors, those that carry relevance among them.
+
+    """
+    return _Surrogate.apply(value, stand_in, *operands)
 
 
 class _Scale(Function):
@@ -104,14 +143,55 @@ class _Substitute(Function):
         return ctx.rule(g, *ctx.saved_tensors), None, None
 
 
+class _Surrogate(Function):
+    @staticmethod
+    def forward(ctx: Any, value: Any, stand_in: Any, *operands: Tensor) -> Any:
+        ctx.save_for_backward(*operands)
+        ctx.stand_in = stand_in
+        return value(*operands)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Any) -> Any:
+        needed = ctx.needs_input_grad[2:]
+        operands = [
+            x.detach().to(compute_dtype(x.dtype)).requires_grad_(wanted)
+            for x, wanted in zip(ctx.saved_tensors, needed, strict=True)
+        ]
+        with torch.enable_grad():
+            results = ctx.stand_in(*operands)
+        results = results if isinstance(results, tuple) else (results,)
+        pairs = [
+            (y, g.to(y.dtype))
+            for y, g in zip(results, gradients, strict=True)
+            if g is not None and y.requires_grad
+        ]
+        received = torch.autograd.grad(
+            [y for y, _ in pairs],
+            [x for x in operands if x.requires_grad],
+            [g for _, g in pairs],
+            allow_unused=True,
+        )
+        each = iter(received)
+        found = [next(each) if wanted else None for wanted in needed]
+        return (
+            None,
+            None,
+            *(
+                None if g is None else g.to(x.dtype)
+                for g, x in zip(found, ctx.saved_tensors, strict=True)
+            ),
+        )
+
+
 class _Secant(Function):
     @staticmethod
     def forward(
-        ctx: Any, x: Tensor, operation: Callable[[Tensor], Tensor], slope: Slope, gates: bool
+        ctx: Any, x: Tensor, operation: Callable[[Tensor], Tensor], slope: Slope, curve: Curve
     ) -> Tensor:
         ctx.save_for_backward(x)
         ctx.slope = slope
-        ctx.gates = gates
+        ctx.function = operation
+        ctx.curve = curve
         version = x._version
         y = operation(x)
         if x._version != version:
@@ -132,7 +212,7 @@ _TRANSPARENT_NAMES = """
     Slice Select Index Split SplitWithSizes Unbind Alias AsStrided IndexSelect Repeat
     MaskedFill Cat
 """
-_TRANSPARENT = frozenset(
+TRANSPARENT = frozenset(
     f"{name}Backward{number}" for name in _TRANSPARENT_NAMES.split() for number in range(3)
 ) | {"torch::autograd::CopyBackwards"}
 
@@ -153,9 +233,10 @@ def is_gate(x: Tensor) -> bool:
         elif _scales(node):
             if len(sources) > 1:
                 return False
-        elif node.name() not in _TRANSPARENT:
+        elif node.name() not in TRANSPARENT:
             break
         elif len(sources) > 1 and node.name().endswith("CopyBackwards"):
             sources = sources[1:]  # what was copied, not what it was copied into
         node, output = sources[0] if sources else (None, 0)
-    return isinstance(node, _Secant._backward_cls) and node.gates  # pyright: ignore[reportAttributeAccessIssue, reportOptionalMemberAccess]
+    curve = curve_of(node)
+    return curve is not None and curve.gates

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from lxt.errors import InvalidInput, InvalidModel
+from lxt.passes import Change
 
 __all__ = ["EmbeddingLeaf", "TokenBatch", "encode", "input_embeddings"]
 
@@ -269,12 +270,14 @@ class EmbeddingLeaf:
     """While entered, the embedded tokens of a forward pass are the leaf that relevance flows to.
 
     Attributes:
-        value: the leaf [batch, tokens, channels], once a forward has run.
+        value: the leaf [batch, tokens, channels], once a forward has run; the embedded tokens, or
+            what `change` makes of them.
 
     """
 
-    def __init__(self, model: nn.Module) -> None:
+    def __init__(self, model: nn.Module, change: Change | None = None) -> None:
         self._embedding = input_embeddings(model)
+        self._change = change
         self.value: Tensor | None = None
 
     def __enter__(self) -> EmbeddingLeaf:
@@ -290,5 +293,6 @@ class EmbeddingLeaf:
                 f"the model calls its input embeddings ({type(module).__name__}) more than once in "
                 "a forward pass: explain it with `with composite.context(model):`"
             )
-        self.value = output.detach().requires_grad_()
+        value = output.detach()
+        self.value = (self._change(value) if self._change else value).requires_grad_()
         return self.value

@@ -20,7 +20,8 @@ from torch import nn
 from torch.nn.parameter import is_lazy
 
 from lxt.composite import Composite, OnUnknown, Rule, target_name
-from lxt.engine.mode import RuleMode, in_force
+from lxt.engine.calls import rewired
+from lxt.engine.mode import Observer, RuleMode, in_force
 from lxt.engine.opaque import tensors_in
 from lxt.engine.parameters import ConstantParameters
 from lxt.engine.standins import StandIn
@@ -29,6 +30,7 @@ from lxt.engine.zennit import require_zennit_speaks
 from lxt.errors import AlreadyRegistered, InvalidComposite, InvalidModel
 from lxt.rules.elementary import Unfolded, composed, passthrough
 from lxt.rules.registry import Family
+from lxt.structure import InTheOpen, Within
 
 __all__ = ["Propagation", "require_module"]
 
@@ -36,6 +38,9 @@ __all__ = ["Propagation", "require_module"]
 _registered: weakref.WeakKeyDictionary[nn.Module, weakref.ref[Propagation]] = (
     weakref.WeakKeyDictionary()
 )
+
+# Nothing changes within but that calls of functions written in Python are seen.
+_IN_THE_OPEN = Within({})
 
 
 class Propagation:
@@ -69,7 +74,10 @@ class Propagation:
         self.verified: set[Any] = set()
         """Which rules of a user's have been compared with their operation."""
         self._functions: dict[Any, Callable[..., Any] | None] = {}
+        self._calls: dict[Any, tuple[Callable[..., Any] | None, bool]] = {}
+        self._tables: dict[Within, dict[Any, Callable[..., Any]]] = {}
         self._module_rules: dict[type, Rule | None] = {}
+        self._calling: dict[type, bool] = {}
         self._lock = threading.Lock()
         self._depth = 0
         self._undo = ExitStack()
@@ -79,6 +87,7 @@ class Propagation:
         """Whether its output depended on a leaf; None until it has run with gradients."""
         self.on_plain: Callable[[str], None] | None = None
         """Told of each operation that is left to autograd because `on_unknown` is "gradient"."""
+        self.observer: Observer | None = None
         self._entrance: _Entrance | None = None
         if registered:
             for module in model.modules():
@@ -122,6 +131,8 @@ class Propagation:
             return forward(*args, **kwargs)
         require_zennit_speaks(self.model, self.composite.formulation)
         with self.active() as mode:
+            if self.observer is not None:
+                self.observer.starts()
             unit = self.model.__dict__.get("forward")  # where the model is a target itself
             if isinstance(unit, _Unit) and not is_call:
                 forward = unit
@@ -164,15 +175,39 @@ class Propagation:
         try:
             return self._functions[function]
         except KeyError:
-            rule = self.composite.function_rule(function)
-            if rule is passthrough:
-                rule = function
-            elif rule is composed:
-                rule = Unfolded(function)
-            elif rule is not None:
-                rule = _callable(rule, function, (), target_name(function), self.verified)
+            rule = self._bound(function, self.composite.function_rule(function))
             self._functions[function] = rule
             return rule
+
+    def call_of(self, function: Any) -> tuple[Callable[..., Any] | None, bool]:
+        """What to call in place of a function written in Python, if anything.
+
+        And whether the operations within it have their rules.
+        """
+        try:
+            return self._calls[function]
+        except KeyError:
+            rule = self.composite.call_rule(function)
+            is_open = rule is composed or isinstance(rule, InTheOpen)
+            bound = function if rule is composed else self._bound(function, rule)
+            self._calls[function] = bound, is_open
+            return bound, is_open
+
+    def table_of(self, rule: Within) -> dict[Any, Callable[..., Any]]:
+        """What to call in place of torch functions within a module that has this rule."""
+        if rule not in self._tables:
+            bound = {function: self._bound(function, r) for function, r in rule.table.items()}
+            self._tables[rule] = {f: r for f, r in bound.items() if r is not None}
+        return self._tables[rule]
+
+    def _bound(self, function: Any, rule: Rule | None) -> Callable[..., Any] | None:
+        if rule is passthrough:
+            return function
+        if rule is composed:
+            return Unfolded(function)
+        if rule is None:
+            return None
+        return _callable(rule, function, (), target_name(function), self.verified)
 
     def reenter(self) -> AbstractContextManager[Any]:
         """`active`, unless this thread is inside already."""
@@ -212,9 +247,32 @@ class Propagation:
                 if cls not in self._module_rules:
                     self._module_rules[cls] = self.composite.class_rule(cls)
                 rule = self._module_rules[cls]
+            rule = rule or self.composite.structure_rule(module)
+            if rule is None and self._has_calls(module):
+                rule = _IN_THE_OPEN
             if rule is not None and module not in seen:
                 seen.add(module)
                 yield module, rule
+
+    def _has_calls(self, module: nn.Module) -> bool:
+        """Whether a module's forward calls functions written in Python that have a rule."""
+        if not self.composite.has_calls:
+            return False
+        forward, on_instance = module.forward, module.__dict__.get("forward")
+        if isinstance(on_instance, StandIn):  # the registered model's own, or a unit's
+            forward, on_instance = on_instance.original, on_instance.earlier
+        if on_instance is not None:  # such as one with hooks
+            return self.in_the_open(module, forward) is not None
+        cls = type(module)
+        if cls not in self._calling:
+            self._calling[cls] = self.in_the_open(module, forward) is not None
+        return self._calling[cls]
+
+    def in_the_open(
+        self, module: nn.Module, forward: Callable[..., Any]
+    ) -> Callable[..., Any] | None:
+        """A module's forward whose calls of functions with a rule are seen; None if it has none."""
+        return rewired(module, forward, lambda f: self.composite.call_rule(f) is not None)
 
     def __repr__(self) -> str:
         state = "removed from" if self._entrance is None else "on"
@@ -324,7 +382,7 @@ class _Unit(StandIn):
 
     def __init__(self, module: nn.Module) -> None:
         super().__init__(module)
-        self.rules: dict[Propagation, Callable[..., Any]] = {}
+        self.rules: dict[Propagation, tuple[Rule, Callable[..., Any]]] = {}
 
     @classmethod
     def install(cls, module: nn.Module, propagation: Propagation, rule: Rule) -> _Unit:
@@ -335,7 +393,11 @@ class _Unit(StandIn):
             name = type(module).__name__
             try:
                 seen = propagation.verified
-                unit.rules[propagation] = _callable(rule, unit.original, (module,), name, seen)
+                if isinstance(rule, Within):
+                    bound = propagation.in_the_open(module, unit.original) or unit.original
+                else:
+                    bound = _callable(rule, unit.original, (module,), name, seen)
+                unit.rules[propagation] = rule, bound
             except BaseException:
                 if not unit.rules:
                     unit.remove()
@@ -351,7 +413,10 @@ class _Unit(StandIn):
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         mode = in_force.mode
-        rule = self.rules.get(mode.propagation) if mode is not None else None
-        if mode is None or rule is None or not torch.is_grad_enabled():
+        rules = self.rules.get(mode.propagation) if mode is not None else None
+        if mode is None or rules is None or not torch.is_grad_enabled():
             return self.original(*args, **kwargs)
-        return mode.run_unit(self.module, rule, self.original, args, kwargs)
+        written, rule = rules
+        if isinstance(written, Within):
+            return mode.run_within(self.module, written, rule, args, kwargs)
+        return mode.run_unit(self.module, written, rule, self.original, args, kwargs)

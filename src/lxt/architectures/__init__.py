@@ -8,6 +8,7 @@ functions. Nothing is imported to name them.
 from lxt.architectures.activations import UNITS
 from lxt.architectures.operators import OPERATORS
 from lxt.architectures.quantized import QUANTIZED
+from lxt.architectures.recurrent import RECURRENT
 from lxt.architectures.training import TRAINING
 
-__all__ = ["OPERATORS", "QUANTIZED", "TRAINING", "UNITS"]
+__all__ = ["OPERATORS", "QUANTIZED", "RECURRENT", "TRAINING", "UNITS"]

@@ -6,6 +6,7 @@ import linecache
 import sys
 import warnings
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
 
@@ -13,10 +14,13 @@ import torch
 from torch import nn
 
 __all__ = [
+    "Callsite",
     "caller",
+    "callsite",
     "describe_callsite",
     "enclosing_module",
     "innermost_module",
+    "module_names",
     "warn_caller",
 ]
 
@@ -55,9 +59,19 @@ def warn_caller(message: str, category: type[Warning]) -> None:
     warnings.warn_explicit(message, category, frame.f_code.co_filename, frame.f_lineno)
 
 
-def innermost_module(model: nn.Module) -> tuple[str, nn.Module]:
-    """The innermost module of `model` whose forward is running, with its path in the model."""
-    names = {id(module): name for name, module in model.named_modules()}
+def module_names(model: nn.Module) -> dict[int, str]:
+    """The path of each module of `model`, by its id."""
+    return {id(module): name for name, module in model.named_modules()}
+
+
+def innermost_module(
+    model: nn.Module, names: dict[int, str] | None = None
+) -> tuple[str, nn.Module]:
+    """The innermost module of `model` whose forward is running, with its path in the model.
+
+    `names` are its `module_names`, if they are known.
+    """
+    names = module_names(model) if names is None else names
     for module in _running():
         if id(module) in names:
             return names[id(module)], module
@@ -72,12 +86,32 @@ def enclosing_module(model: nn.Module) -> nn.Module | None:
     return None
 
 
+@dataclass(frozen=True)
+class Callsite:
+    """Where an operation was called: the path and class of the module, file, line and its text."""
+
+    module: str
+    module_class: str
+    file: str
+    line: int
+
+    @property
+    def text(self) -> str:
+        """The line of code."""
+        return linecache.getline(self.file, self.line).strip()
+
+
+def callsite(model: nn.Module, names: dict[int, str] | None = None) -> Callsite:
+    """Where the running operation of `model` was called; `names` are its `module_names`."""
+    name, module = innermost_module(model, names)
+    frame = caller()
+    return Callsite(name, type(module).__name__, frame.f_code.co_filename, frame.f_lineno)
+
+
 def describe_callsite(model: nn.Module) -> str:
     """Two lines for a message: the module, and file, line and text of the call."""
-    name, module = innermost_module(model)
-    frame = caller()
-    file, line = frame.f_code.co_filename, frame.f_lineno
+    site = callsite(model)
     return (
-        f"  in module {name or 'model'!r} ({type(module).__name__})\n"
-        f"  at {file}:{line}: {linecache.getline(file, line).strip()}"
+        f"  in module {site.module or 'model'!r} ({site.module_class})\n"
+        f"  at {site.file}:{site.line}: {site.text}"
     )

@@ -4,26 +4,28 @@ from __future__ import annotations
 
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 from torch import nn
 from torch.overrides import TorchFunctionMode
 
-from lxt.composite import target_name
+from lxt.composite import Rule, target_name
 from lxt.engine.checkpoint import reenter_checkpoint
+from lxt.engine.escapes import Escapes, unseen_values
 from lxt.engine.opaque import OpaqueOperations
 from lxt.engine.unknown import unknown_node, unknown_operation
 from lxt.errors import UnknownOperation
 from lxt.rules.elementary import Unfolded
 from lxt.rules.registry import Refusal
+from lxt.structure import Within
 
 if TYPE_CHECKING:
     from lxt.propagation import Propagation
 
-__all__ = ["RuleMode", "in_force", "is_inside", "outside_rules"]
+__all__ = ["Observer", "RuleMode", "in_force", "is_inside", "outside_rules"]
 
 _FUNCTION_APPLY = torch.autograd.Function.apply.__func__.__code__
 
@@ -53,6 +55,29 @@ def is_inside() -> bool:
     return bool(in_force.propagations)
 
 
+class Observer(Protocol):
+    """Somebody who watches each operation of a forward pass under rules."""
+
+    def starts(self) -> None:
+        """The model's forward begins."""
+
+    def begins(
+        self,
+        target: Any,
+        operation: Callable[..., Any],
+        rule: Rule | None,
+        args: Sequence[Any],
+        kwargs: Mapping[str, Any],
+    ) -> None:
+        """An operation is about to run; `target` is what the composite knows it by."""
+
+    def ends(self, result: Any) -> None:
+        """It has run."""
+
+    def stopped(self, result: Any) -> None:
+        """An operation has run where the model's code has switched gradients off."""
+
+
 class RuleMode(TorchFunctionMode):
     """Hands each torch function called in this thread to its rule."""
 
@@ -61,26 +86,58 @@ class RuleMode(TorchFunctionMode):
         self.propagation = propagation
         self._tolerant = propagation.on_unknown == "gradient"
         self._opaque = OpaqueOperations(propagation.composite.formulation)
+        self._escapes = Escapes()
         self._suspensions = 0
+        self._within: list[Within] = []  # the rules of the modules that are running, that are so
+        self._called: list[Callable[..., Any]] = []  # functions written in Python that have a rule
 
     def __torch_function__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:
         kwargs = kwargs or {}
         if self._suspensions or not torch.is_grad_enabled():
-            return func(*args, **kwargs)
+            result = func(*args, **kwargs)
+            if self.propagation.observer is not None and not self._suspensions:
+                self.propagation.observer.stopped(result)
+            return result
         if sys._getframe(1).f_code is _FUNCTION_APPLY:
             # torch itself, at work on a Function's result under a lock that `grad_fn` would take
             return func(*args, **kwargs)
         reenter_checkpoint(self.propagation.reenter)
         self._look_at(args, kwargs)
         try:
-            return self._apply(func, args, kwargs)
+            self._require_sight(func, self._escapes.before(func, args, kwargs))
+            result = self._apply(func, args, kwargs)
+            self._require_sight(func, self._escapes.after(func, args, kwargs, result))
+            return result
         finally:
             self._opaque.after()
 
     def _apply(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        rule = self.propagation.rule_of(func)
+        rule = self._rule_of(func)
+        observer = self.propagation.observer
+        if observer is None or type(rule) is Unfolded:
+            return self._run(func, rule, args, kwargs)
+        observer.begins(func, func, self._written_for(func), args, kwargs)
+        result = self._run(func, rule, args, kwargs)
+        observer.ends(result)
+        return result
+
+    def _written_for(self, func: Any) -> Rule | None:
+        """The rule that `_rule_of` comes from, as the composite has it."""
+        for written in reversed(self._within):
+            if func in written.table:
+                return written.table[func]
+        return self.propagation.composite.function_rule(func)
+
+    def _rule_of(self, func: Any) -> Callable[..., Any] | None:
+        """What to call in place of a torch function: as the innermost module says, or anyone."""
+        for written in reversed(self._within):
+            if func in written.table:
+                return self.propagation.table_of(written).get(func)
+        return self.propagation.rule_of(func)
+
+    def _run(self, func: Any, rule: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         if rule is None:
             result = func(*args, **kwargs)
             if self._opaque.carries(result):
@@ -104,6 +161,14 @@ class RuleMode(TorchFunctionMode):
             self._leave_plain(f"{target_name(func)} ({refusal})")
             return func(*args, **kwargs)
 
+    def _require_sight(self, func: Any, reason: str | None) -> None:
+        """Raise if a call takes values to where no rule sees them."""
+        if reason is None:
+            return
+        if not self._tolerant:
+            raise unseen_values(self.propagation.model, func, reason)
+        self._leave_plain(f"{target_name(func)} ({reason})")
+
     def _leave_plain(self, what: str) -> None:
         """Tell whoever wants to know that an operation hands back its plain gradient."""
         if self.propagation.on_plain is not None:
@@ -125,25 +190,99 @@ class RuleMode(TorchFunctionMode):
     def run_unit(
         self,
         module: nn.Module,
+        written: Rule,
         rule: Callable[..., Any],
         original: Callable[..., Any],
         args: tuple[Any, ...],
         kwargs: Any,
     ) -> Any:
-        """Run a module's rule as one operation: what happens inside is the rule's own affair."""
+        """Run a module's rule as one operation: what happens inside is the rule's own affair.
+
+        `rule` is what to call, and `written` the composite's rule that it comes from.
+        """
         reenter_checkpoint(self.propagation.reenter)
         self._look_at(args, kwargs)
+        observer = self.propagation.observer
+        if observer is not None:
+            with self.suspended():
+                observer.begins(type(module), original, written, args, kwargs)
         try:
             with self.suspended():
                 try:
-                    return rule(*args, **kwargs)
+                    result = rule(*args, **kwargs)
                 except Refusal as refusal:
                     if not self._tolerant:
                         raise self._unknown(type(module), str(refusal)) from None
                     self._leave_plain(f"{type(module).__name__} ({refusal})")
-                    return original(*args, **kwargs)
+                    result = original(*args, **kwargs)
+            if observer is not None:
+                with self.suspended():
+                    observer.ends(result)
+            return result
         finally:
             self._opaque.after()
+
+    def run_within(
+        self,
+        module: nn.Module,
+        rule: Within,
+        forward: Callable[..., Any],
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+    ) -> Any:
+        """Run a module's forward in the open, with the rules that it has within."""
+        before = len(self._called)
+        self._within.append(rule)
+        try:
+            result = forward(*args, **kwargs)
+        finally:
+            self._within.pop()
+        if not self._is_seen(rule, self._called[before:]) and self._opaque.carries(result):
+            taken = " or ".join(f"({', '.join(one.names)})" for one in rule.recurrence)
+            reason = (
+                f"its recurrence runs in no function that takes {taken}, so nothing tells decays "
+                "and gates from what they act on"
+            )
+            if not self._tolerant:
+                raise self._unknown(type(module), reason)
+            self._leave_plain(f"{type(module).__name__} ({reason})")
+        return result
+
+    def _is_seen(self, rule: Within, called: list[Callable[..., Any]]) -> bool:
+        """Whether the recurrence that a module must have is among the functions it called."""
+        if not rule.recurrence:
+            return True
+        composite = self.propagation.composite
+        return any(f in composite or any(one.fits(f) for one in rule.recurrence) for f in called)
+
+    def run_call(
+        self, function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> Any:
+        """Run the rule of a function written in Python, in the open or as one operation."""
+        rule, is_open = self.propagation.call_of(function)
+        if rule is None or not torch.is_grad_enabled():
+            return function(*args, **kwargs)
+        reenter_checkpoint(self.propagation.reenter)
+        self._look_at(args, kwargs)
+        self._called.append(function)
+        observer = None if is_open else self.propagation.observer
+        if observer is not None:
+            written = self.propagation.composite.call_rule(function)
+            with self.suspended():
+                observer.begins(function, function, written, args, kwargs)
+        try:
+            with nullcontext() if is_open else self.suspended():
+                result = rule(*args, **kwargs)
+        except Refusal as refusal:
+            if not self._tolerant:
+                raise self._unknown(function, str(refusal)) from None
+            self._leave_plain(f"{target_name(function)} ({refusal})")
+            with self.suspended():
+                result = function(*args, **kwargs)
+        if observer is not None:
+            with self.suspended():
+                observer.ends(result)
+        return result
 
     def check_output(self, output: Any) -> None:
         """Look at the end of the path too: no later operation will."""

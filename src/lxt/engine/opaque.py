@@ -19,16 +19,16 @@ from torch import Tensor
 from lxt.engine.nodes import Formulation, formulation_of, hands_on
 from lxt.errors import ReentrantCheckpoint, UnknownOperation
 
-__all__ = ["OpaqueOperations", "tensors_in"]
+__all__ = ["OpaqueOperations", "next_number", "tensors_in"]
 
-_next_number = torch._C._autograd._get_sequence_nr  # pyright: ignore[reportAttributeAccessIssue]
+next_number = torch._C._autograd._get_sequence_nr  # pyright: ignore[reportAttributeAccessIssue]
 
 _functorch_depth = torch._C._functorch.peek_interpreter_stack  # pyright: ignore[reportAttributeAccessIssue]
 _is_transformed = torch._C._functorch.is_functorch_wrapped_tensor  # pyright: ignore[reportAttributeAccessIssue]
 _untransformed = torch._C._functorch.get_unwrapped  # pyright: ignore[reportAttributeAccessIssue]
 
-# What torch makes anew for a view whose base was written to.
-_VIEW_OF_WRITTEN = "AsStridedBackward0"
+# What torch makes anew for a view whose base was written to, and for a tensor as a subclass's.
+_VIEWS = ("AsStridedBackward0", "AliasBackward0")
 
 
 def tensors_in(value: Any) -> Iterator[Tensor]:
@@ -63,7 +63,7 @@ class OpaqueOperations:
 
     def __init__(self, formulation: Formulation) -> None:
         self._formulation = formulation
-        self._next = _next_number()
+        self._next = next_number()
         self._starts: list[int] = []  # of the ranges of numbers that no seen call made, in order,
         self._ends: list[int] = []  # and where each ends
         self._looked_through: set[int] = set()
@@ -81,7 +81,7 @@ class OpaqueOperations:
         """
         if _functorch_depth() is not None:
             _refuse_transformed((*tensors_in(args), *tensors_in(kwargs)))
-        number = _next_number()
+        number = next_number()
         if number != self._next:
             self._starts.append(self._next)
             self._ends.append(number)
@@ -99,11 +99,11 @@ class OpaqueOperations:
         """
         if isinstance(result, Tensor | list | tuple | Mapping):
             return any(tensor.grad_fn is not None for tensor in tensors_in(result))
-        return not isinstance(result, int | float | complex | str) and _next_number() != self._next
+        return not isinstance(result, int | float | complex | str) and next_number() != self._next
 
     def after(self) -> None:
         """The nodes made up to now belong to a call that was seen."""
-        self._next = _next_number()
+        self._next = next_number()
 
     def _unseen(self, nodes: list[Any]) -> str | None:
         """The name of one of `nodes` that no seen call made, looking through transparent ones."""
@@ -120,7 +120,7 @@ class OpaqueOperations:
                 )
             if formulation_of(node) == self._formulation:
                 continue  # a rule by itself
-            if name != _VIEW_OF_WRITTEN and not hands_on(node):
+            if name not in _VIEWS and not hands_on(node):
                 return name
             if number not in self._looked_through:
                 self._looked_through.add(number)

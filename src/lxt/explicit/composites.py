@@ -13,25 +13,37 @@ from typing import Any
 import torch
 
 from lxt import composites
-from lxt.architectures import TRAINING
+from lxt.architectures import RECURRENT, TRAINING
 from lxt.architectures.quantized import linear
+from lxt.architectures.recurrent import recurrent
 from lxt.composite import Composite, Rule, Target
 from lxt.errors import InvalidComposite
-from lxt.explicit import operations as explicit
-from lxt.rules import bilinear, normalization
+from lxt.explicit import operations as explicit, written
+from lxt.rules import bilinear, constants, normalization, powers
 from lxt.rules.activation import Elementwise
 from lxt.rules.attention import scaled_dot_product_attention, value_only_attention
 from lxt.rules.elementary import constant, passthrough
+from lxt.rules.exponential import EXPONENTIALS_WITHOUT_SOFTMAX
 from lxt.rules.flex import flex_attention, value_only_flex_attention
 from lxt.rules.linear import lookup
 from lxt.rules.registry import REGISTRY, Family, Operation, as_family, in_place, spelled
+from lxt.structure import InTheOpen, Within
 
 __all__ = ["attnlrp", "cp_lrp", "explicit_form"]
 
 # What moves values moves their relevance along; these add some up too.
 _MOVES = ("moves values", "picks values", "writes constants", "dropout is off", "its parts")
-_ADDING = ("scatter_add", "index_add", "index_put")
-_SUMS = frozenset(spelled("fold", *_ADDING, *(f"{name}_" for name in _ADDING)))
+_ADDING = ("scatter_add", "scatter_reduce", "index_add", "index_put")
+_SUMS = frozenset(
+    spelled("fold", "quantile", "nanquantile", *_ADDING, *(f"{name}_" for name in _ADDING))
+)
+
+# Operations that put out more than one tensor, each of them a linear map by its rule.
+_OUTPUTS: dict[Operation, int] = {
+    torch.lstm: 3,
+    **dict.fromkeys((torch.gru, torch.rnn_tanh, torch.rnn_relu, torch.lstm_cell), 2),
+    **dict.fromkeys((torch.var_mean, torch.std_mean), 2),
+}
 
 _FLEX = (
     'nothing shows the scores inside its kernel; load the model with attn_implementation="eager"'
@@ -68,6 +80,7 @@ class _Form:
 
     def __init__(self, eps: float) -> None:
         self.eps = eps
+        self.recurrent = recurrent(with_kernels=False)
         product = explicit.uniform_epsilon(eps)
         self.by_rule: dict[Rule, Rule] = {
             constant: constant,
@@ -85,7 +98,19 @@ class _Form:
             value_only_flex_attention: explicit.refused(_FLEX),
             normalization.layer_norm: explicit.layer_norm(eps),
             normalization.rms_norm: explicit.uniform,
-            normalization.normalize: explicit.uniform,
+            normalization.normalize: written.checked(normalization.check_norm, explicit.uniform),
+            bilinear.sum_with_quotient: written.checked(
+                bilinear.check_no_softmax, explicit.linearised(bilinear.sum_with_quotient, eps)
+            ),
+            constants.inverse: constants.inverse,
+            constants.norm: constants.norm,
+            powers.power: written.checked(
+                powers.check_power, explicit.linearised(powers.power, eps)
+            ),
+            bilinear.quotient: written.quotient(eps, bilinear.quotient),
+            bilinear.quotient_without_softmax: written.quotient(
+                eps, bilinear.quotient, softmax_is_constant=True
+            ),
         }
         self.by_operation: dict[Operation, dict[Rule, Rule]] = {
             torch.einsum: {bilinear.einsum: product},
@@ -93,6 +118,17 @@ class _Form:
         }
         for operation in spelled("softmax"):
             self.by_operation[operation] = {passthrough: explicit.softmax}
+        for operation, without_softmax in EXPONENTIALS_WITHOUT_SOFTMAX.items():
+            if not_in_place(operation) is None:
+                self.by_operation[operation] = {
+                    REGISTRY[operation].rule: written.exponential(eps),
+                    without_softmax: written.exponential(eps, softmax_is_constant=True),
+                }
+        for operation, outputs in _OUTPUTS.items():
+            rule = REGISTRY[operation].rule
+            self.by_operation[operation] = {rule: explicit.each_output(rule, eps, outputs)}
+        for operation in spelled("log", "log2", "log10"):
+            self.by_operation[operation] = {REGISTRY[operation].rule: written.logarithm(eps)}
         for operation in spelled("mul", "multiply"):
             self.by_operation[operation] = {
                 bilinear.product: explicit.uniform,
@@ -103,6 +139,11 @@ class _Form:
         """The explicit form of the rule of a target."""
         if target in TRAINING or moves(target):
             return rule
+        if isinstance(rule, Within):
+            table = {function: self.of(function, r) for function, r in rule.table.items()}
+            return Within(table, recurrence=rule.recurrence)
+        if isinstance(rule, InTheOpen):
+            return self.recurrent[target] if rule is RECURRENT.get(target) else rule
         plain = not_in_place(target)
         if plain is not None:
             return self._in_place(target, plain, rule)

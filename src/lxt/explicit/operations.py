@@ -42,6 +42,7 @@ from lxt.rules.registry import (
 
 __all__ = [
     "attention",
+    "each_output",
     "epsilon",
     "gated",
     "gated_einsum",
@@ -139,6 +140,19 @@ def linearised(rule: Rule, eps: float) -> Rule:
         return epsilon(eps).function(rule.bind(operation), *args, **kwargs)
 
     return Family(apply, "linearised")
+
+
+def each_output(rule: Rule, eps: float, outputs: int) -> Family:
+    """As `linearised`, for an operation that returns so many tensors: one run for each."""
+
+    def part(operation: Operation, n: int) -> Callable[..., Any]:
+        return lambda *args, **kwargs: as_family(rule).function(operation, *args, **kwargs)[n]
+
+    def apply(operation: Operation, *args: Any, **kwargs: Any) -> Any:
+        parts = (part(operation, n) for n in range(outputs))
+        return tuple(epsilon(eps).function(each, *args, **kwargs) for each in parts)
+
+    return Family(apply, "each_output")
 
 
 def on_a_copy(rule: Rule) -> Family:

@@ -14,17 +14,23 @@ from lxt.rules import (
     bilinear,
     constants,
     dropout,
+    exponential,
+    gated,
     indexing,
     linear,
     moves,
+    multilinear,
     normalization,
     powers,
+    recurrent,
     softmax,
+    spectral,
 )
 from lxt.rules.activation import elementwise, unit
 from lxt.rules.bilinear import gated_product, product, quotient
+from lxt.rules.declared import rule
 from lxt.rules.elementary import composed, constant, passthrough
-from lxt.rules.registry import REGISTRY, Family, family, rule, spelled
+from lxt.rules.registry import REGISTRY, Family, family, sample, spelled
 
 __all__ = [
     "REGISTRY",
@@ -38,18 +44,24 @@ __all__ = [
     "constants",
     "dropout",
     "elementwise",
+    "exponential",
     "family",
+    "gated",
     "gated_product",
     "indexing",
     "linear",
     "moves",
+    "multilinear",
     "normalization",
     "passthrough",
     "powers",
     "product",
     "quotient",
+    "recurrent",
     "rule",
+    "sample",
     "softmax",
+    "spectral",
     "spelled",
     "unit",
 ]

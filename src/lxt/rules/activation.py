@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from lxt.errors import InvalidComposite
-from lxt.gradients import secant
+from lxt.gradients import Curve, secant
 from lxt.rules.registry import (
     Family,
     Operation,
@@ -93,6 +93,23 @@ INPLACE_POSITIONS = _inplace_positions()
 """Where `inplace` stands among the parameters of a torch function that has it."""
 
 
+EXPONENTIALS: dict[Operation, float] = {
+    **dict.fromkeys(spelled("exp"), 1.0),
+    **dict.fromkeys(spelled("exp2"), math.log(2)),
+}
+"""Exponentials, with the logarithm of their base."""
+
+_CLAMPS = frozenset(spelled("clamp", "clip", "clamp_min", "clamp_max"))
+
+
+def _curve(operation: Operation, args: Sequence[Any], gates: bool) -> Curve:
+    if operation in EXPONENTIALS:
+        return Curve("exponential", EXPONENTIALS[operation], gates)
+    if operation is Tensor.__rpow__:
+        return Curve("exponential", math.log(args[0]), gates)
+    return Curve("clamp" if operation in _CLAMPS else "", gates=gates)
+
+
 def replaced(
     slope: Callable[..., Tensor],
     operation: Operation,
@@ -116,7 +133,7 @@ def replaced(
             x.clone() if inplace else x,
             lambda v: operation(v, *args, **kwargs),
             lambda v: slope(v, *args, **kwargs),
-            gates,
+            _curve(operation, args, gates),
         )
     return x.copy_(y) if inplace else y
 
@@ -303,23 +320,22 @@ def sigmoid_slope(x: Tensor) -> Tensor:
     return torch.where(at_origin(x), 0.25, (x / 2).tanh() / (2 * x))
 
 
-@activation("exp", gates=False)
-def exp_slope(x: Tensor) -> Tensor:
-    """exp(x) − 1 = expm1(x)."""
-    return torch.where(at_origin(x), 1.0, x.expm1() / x)
-
-
-@activation("exp2", gates=False)
-def exp2_slope(x: Tensor) -> Tensor:
-    """2ˣ − 1 = expm1(x · ln 2)."""
-    return torch.where(at_origin(x), math.log(2), (x * math.log(2)).expm1() / x)
-
-
 @activation("cos", gates=False)
 def cos_slope(x: Tensor) -> Tensor:
     """cos(x) − 1 = −2 sin²(x/2)."""
     half = x / 2
     return torch.where(at_origin(x), -half, -half.sin() * (half.sin() / half))
+
+
+@activation("sinc", gates=False)
+def sinc_slope(x: Tensor) -> Tensor:
+    """sin(z)/z − 1 at z = πx, by its series near 0."""
+    z = math.pi * x
+    square = z * z
+    series = 1 - square / 20 * (1 - square / 42 * (1 - square / 72))
+    near = z.abs() < 0.1
+    ratio = (torch.sinc(x) - 1) / torch.where(near, 1.0, x)
+    return torch.where(near, -(math.pi**2) / 6 * x * series, ratio)
 
 
 def softplus_difference(x: Tensor) -> Tensor:
@@ -349,6 +365,7 @@ activation("threshold", samples=[sample(t(3, 5), 0.1, 0.5)], rule=ratio)
 activation("rrelu", samples=[sample(t(3, 5), 0.1, 0.3, False)], rule=random_slope)
 activation("erf", "erfc", "expm1", rule=curve)
 activation("sin", "tan", "sinh", "cosh", "asinh", "atan", rule=curve)
-activation("log1p", "asin", samples=[sample(positive_t(3, 5))], rule=curve)
+activation("log1p", "asin", "acos", "atanh", samples=[sample(positive_t(3, 5))], rule=curve)
+activation("erfinv", samples=[sample(positive_t(3, 5))], rule=curve)
 activation("clamp", "clip", samples=[sample(t(3, 5), -0.5, 0.7), sample(t(3, 5), 0.3)], rule=curve)
 activation("clamp_min", "clamp_max", samples=[sample(t(3, 5), 0.2)], rule=curve)

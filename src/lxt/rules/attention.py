@@ -83,9 +83,12 @@ def value_only_attention(
     *args: Any,
     **kwargs: Any,
 ) -> Tensor:
-    """CP-LRP: the attention weights are constants, all relevance goes to the value."""
-    mask = None if attn_mask is None else stop(attn_mask)
-    return scaled_dot_product_attention(stop(query), stop(key), value, mask, *args, **kwargs)
+    """CP-LRP: the attention weights are constants, all relevance goes to the value.
+
+    torch takes another kernel for a mask that requires grad, so such a mask stays one.
+    """
+    mask = scale(attn_mask, 0) if carries_relevance(attn_mask) else attn_mask
+    return attention_without_dropout(stop(query), stop(key), value, mask, *args, **kwargs)
 
 
 # torch.nn.MultiheadAttention: projections, and attention by the kernel or written out.

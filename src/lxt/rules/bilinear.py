@@ -25,6 +25,7 @@ from lxt.gradients import (
     stop,
     substitute,
 )
+from lxt.rules.elementary import constant
 from lxt.rules.registry import (
     Operation,
     Refusal,
@@ -39,6 +40,7 @@ from lxt.rules.registry import (
     spelled,
     t,
 )
+from lxt.rules.written import softmax_quotient_gradient, written_softmax
 
 __all__ = ["GATED_PRODUCTS", "gated_product", "product", "quotient"]
 
@@ -259,20 +261,55 @@ GATED_PRODUCTS: dict[Operation, Any] = {
 """The products in which CP-LRP takes a gate as a constant."""
 
 
-@family
-def quotient(operation: Operation, a: Any, *args: Any, **kwargs: Any) -> Any:
-    """The quotient a / b, with the denominator as a constant: R_a = R_y."""
+def _divided(
+    operation: Operation, a: Any, other: Any, *, softmax_is_constant: bool, **kwargs: Any
+) -> Any:
     if kwargs.get("rounding_mode") is not None and carries_relevance(a):
         raise Refusal("it rounds, and a step has no secant that relevance could follow")
-    args = tuple(map(constant_if_carrying, args))
-    return operation(a, *args, **{k: constant_if_carrying(v) for k, v in kwargs.items()})
+    softmax = written_softmax(a, other)
+    if softmax is None:
+        return operation(a, constant_if_carrying(other), **kwargs)
+    if softmax_is_constant:
+        return constant.function(operation, a, other, **kwargs)
+    return substitute(
+        a,
+        lambda x: (operation(x, other, **kwargs), (x, other.detach(), *softmax.tensors())),
+        lambda g, x, d, *kept: softmax_quotient_gradient(g, x, d, softmax.log_base, *kept),
+    )
 
 
-rule(
-    *spelled("div", "divide", "true_divide", "div_", "divide_", "true_divide_"),
-    source=QUOTIENT,
-    samples=[sample(x, y), sample(x, 2.0), sample(constant_t(2, 3), y), sample(x, weight)],
-)(quotient)
+@family
+def quotient(operation: Operation, a: Any, *args: Any, **kwargs: Any) -> Any:
+    """The quotient a / b, with the denominator as a constant: R_a = R_y.
+
+    But exponentials over their sum are a softmax, which has the rule of one.
+    """
+    return _divided(operation, a, *args, **kwargs, softmax_is_constant=False)
+
+
+@family
+def quotient_without_softmax(operation: Operation, a: Any, *args: Any, **kwargs: Any) -> Any:
+    """CP-LRP: as `quotient`, with a softmax as a constant."""
+    return _divided(operation, a, *args, **kwargs, softmax_is_constant=True)
+
+
+DIVISIONS = tuple(spelled("div", "divide", "true_divide"))
+IN_PLACE_DIVISIONS = tuple(spelled("div_", "divide_", "true_divide_"))
+_divisions = [sample(x, y), sample(x, 2.0), sample(constant_t(2, 3), y), sample(x, weight)]
+rule(*DIVISIONS, source=QUOTIENT, samples=_divisions)(quotient)
+rule(*IN_PLACE_DIVISIONS, source=QUOTIENT, samples=_divisions)(in_place(quotient, torch.div))
+
+QUOTIENTS_WITHOUT_SOFTMAX: dict[Operation, Any] = {
+    **dict.fromkeys(DIVISIONS, quotient_without_softmax),
+    **dict.fromkeys(IN_PLACE_DIVISIONS, in_place(quotient_without_softmax, torch.div)),
+}
+"""The divisions in CP-LRP."""
+
+
+def check_no_softmax(total: Any, tensor1: Any, tensor2: Any, **_: Any) -> None:
+    """Refuse a sum with a quotient that is a softmax, written out."""
+    if written_softmax(tensor1, tensor2) is not None:
+        raise Refusal("it adds a softmax, written out, to something: write the sum by itself")
 
 
 @rule(*spelled("addcdiv", "addcdiv_"), source=QUOTIENT, samples=[sample(t(2, 3), x, y, value=0.5)])
@@ -281,6 +318,7 @@ def sum_with_quotient(
     operation: Operation, total: Any, tensor1: Any, tensor2: Any, **kwargs: Any
 ) -> Any:
     """The sum total + value · a / b, with the denominator as a constant."""
+    check_no_softmax(total, tensor1, tensor2)
     return operation(total, tensor1, constant_if_carrying(tensor2), **kwargs)
 
 

@@ -42,6 +42,8 @@ x = t(2, 3, 4)
 linear("sum", "nansum", "mean", "nanmean", samples=[sample(x, -1), sample(x, (0, 1), keepdim=True)])
 linear("cumsum", samples=[sample(x, 1)])
 linear("diff", samples=[sample(x)])
+linear("rad2deg", "deg2rad", samples=[sample(x)])
+linear("sum_to_size", samples=[sample(x, 2, 1, 4)])
 linear("trace", samples=[sample(t(3, 3))])
 tokens, table = index_t(6, below=5), t(5, 4)
 

@@ -16,13 +16,16 @@ from torch import Tensor
 
 from lxt.gradients import compute_dtype, stop, substitute
 from lxt.rules.registry import (
+    Operation,
     Refusal,
     constant_t,
+    family,
     require_constant,
     rule,
     sample,
     t,
 )
+from lxt.rules.written import refuse_exponential
 
 SOURCE = "AttnLRP Prop. 3.4"
 
@@ -228,6 +231,12 @@ def batch_norm(
     return F.batch_norm(input, running_mean, running_var, weight, bias, training, momentum, eps)
 
 
+def check_norm(input: Any, p: float = 2.0, *_: Any, **__: Any) -> None:
+    """Refuse what sums exponentials up, as in a softmax that is written out."""
+    if p == 1:
+        refuse_exponential(input, "e / e.sum(dim, keepdim=True)")
+
+
 @rule(
     F.normalize,
     source=SOURCE,
@@ -237,6 +246,7 @@ def normalize(
     input: Tensor, p: float = 2.0, dim: int = 1, eps: float = 1e-12, out: None = None
 ) -> Tensor:
     """X / max(‖x‖, ε) with a constant norm."""
+    check_norm(input, p)
     return input / stop(input).norm(p, dim, keepdim=True).clamp_min(eps).expand_as(input)
 
 
@@ -260,3 +270,15 @@ def local_response_norm(
     if not input.requires_grad:
         return F.local_response_norm(input, size, alpha, beta, k)
     return substitute(input, forward, backward)
+
+
+@rule(
+    *(torch.var_mean, torch.std_mean),
+    source=SOURCE,
+    samples=[sample(t(2, 3), -1), sample(t(2, 3), dim=0, keepdim=True, correction=0)],
+)
+@family
+def spread_and_mean(operation: Operation, x: Tensor, *args: Any, **kwargs: Any) -> Any:
+    """The variance or deviation is a constant, the mean is linear."""
+    spread, mean = operation(x, *args, **kwargs)
+    return stop(spread), mean

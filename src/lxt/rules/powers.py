@@ -1,18 +1,17 @@
-"""Powers and exponentials: secants through the origin, as for activations, or constants.
+"""Powers: secants through the origin, as for activations, or constants.
 
 A root and a negative power scale a norm, hence are constants (Achtibat et al. 2024, Prop. 3.4).
 """
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from lxt.gradients import secant
-from lxt.rules.activation import SOURCE, at_origin
+from lxt.gradients import Curve, secant
+from lxt.rules.activation import SOURCE
 from lxt.rules.elementary import constant
 from lxt.rules.registry import (
     Operation,
@@ -27,8 +26,16 @@ from lxt.rules.registry import (
     sample,
     t,
 )
+from lxt.rules.written import refuse_sum_of_exponentials
 
 POWERS = (torch.pow, Tensor.pow, Tensor.__pow__)
+
+
+def check_power(x: Any, exponent: Any) -> None:
+    """Refuse an exponent that carries relevance, and what would divide by a sum of exponentials."""
+    require_constant(exponent=exponent)
+    if not isinstance(exponent, Tensor) and exponent < 0:
+        refuse_sum_of_exponentials(x, "e / e.sum(dim, keepdim=True)")
 
 
 @rule(
@@ -45,7 +52,7 @@ POWERS = (torch.pow, Tensor.pow, Tensor.__pow__)
 @family
 def power(operation: Operation, x: Any, exponent: Any) -> Tensor:
     """xᵖ = x · xᵖ⁻¹ for p ≥ 1. A root or a negative power scales a norm: a constant (Prop. 3.4)."""
-    require_constant(exponent=exponent)
+    check_power(x, exponent)
     if not isinstance(x, Tensor) or not x.requires_grad:
         return operation(x, exponent)
     at_least_one = exponent >= 1
@@ -53,23 +60,12 @@ def power(operation: Operation, x: Any, exponent: Any) -> Tensor:
         raise Refusal("some exponents are below 1, some are not")
     if at_least_one.all() if isinstance(at_least_one, Tensor) else at_least_one:
         return secant(
-            x, lambda v: operation(v, exponent), lambda v: v ** (exponent - 1), gates=False
+            x,
+            lambda v: operation(v, exponent),
+            lambda v: v ** (exponent - 1),
+            Curve(gates=False),
         )
     return constant.function(operation, x, exponent)
-
-
-@rule(Tensor.__rpow__, source=SOURCE, samples=[sample(t(3, 5), 2.0)])
-def exponential(exponent: Tensor, base: Any) -> Tensor:
-    """bˣ − 1 = expm1(x · ln b)."""
-    require_constant(base=base)
-    log_base = math.log(base)
-
-    def slope(x: Tensor) -> Tensor:
-        return torch.where(at_origin(x), log_base, (x * log_base).expm1() / x)
-
-    if not exponent.requires_grad:
-        return base**exponent
-    return secant(exponent, lambda v: base**v, slope, gates=False)
 
 
 register(

@@ -9,16 +9,22 @@ run every rule on its samples.
 from __future__ import annotations
 
 import operator
+import sys
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 Operation = Callable[..., Any]
+
+Absorbs = Literal["nothing", "values at 0", "anything"]
+"""What a rule may keep of the relevance that it receives: none of it; that of what the operation
+puts out for operands 0, such as a bias; or whatever it likes, as the remainder of a Taylor
+expansion."""
 
 
 class Refusal(Exception):
@@ -35,6 +41,7 @@ class TensorSpec:
     integers_below: int | None = None
     boolean: bool = False
     values: tuple[int, ...] | None = None
+    complex: bool = False
 
 
 def t(*shape: int) -> TensorSpec:
@@ -50,6 +57,11 @@ def positive_t(*shape: int) -> TensorSpec:
 def constant_t(*shape: int, positive: bool = False) -> TensorSpec:
     """A sample tensor that is a constant, like a weight."""
     return TensorSpec(shape, constant=True, positive=positive)
+
+
+def complex_t(*shape: int) -> TensorSpec:
+    """A sample tensor of complex numbers that carries relevance."""
+    return TensorSpec(shape, complex=True)
 
 
 def index_t(*shape: int, below: int) -> TensorSpec:
@@ -110,6 +122,10 @@ class Entry:
     rule: Family | Callable[..., Any]
     source: str
     samples: tuple[Sample, ...]
+    family: str
+    """The file of rules that it stands in: "linear", "normalization", …"""
+    absorbs: Absorbs = "values at 0"
+    """The relevance that the rule may keep."""
 
 
 REGISTRY: dict[Operation, Entry] = {}
@@ -124,10 +140,32 @@ def register(
 ) -> None:
     """Give `operations` a rule. An operation that has one already is an error."""
     samples = tuple(samples)
+    family = _file_of_rules()
     for operation in operations:
         if operation in REGISTRY:
             raise ValueError(f"{operation_name(operation)} already has a rule")
-        REGISTRY[operation] = Entry(operation, rule, source, samples)
+        REGISTRY[operation] = Entry(operation, rule, source, samples, family)
+
+
+def _file_of_rules() -> str:
+    """The name of the module whose code is adding to the table."""
+    frame = sys._getframe(1)
+    while frame.f_back is not None and frame.f_globals["__name__"] == __name__:
+        frame = frame.f_back
+    return frame.f_globals["__name__"].rpartition(".")[2]
+
+
+def family_of(target: Any, rule: Any) -> str:
+    """The file of rules that a target's rule stands in; "" if it is none of this library's."""
+    function = rule.function if isinstance(rule, Family) else rule
+    module = getattr(function, "__module__", None) or ""
+    file = module.rpartition(".")[2]
+    if rule is not None and module.partition(".")[0] != "lxt":
+        return ""
+    entry = REGISTRY.get(target)
+    if entry is None or (module.startswith("lxt.rules.") and rule is not entry.rule):
+        return file
+    return entry.family
 
 
 def rule(*operations: Operation, source: str, samples: Iterable[Sample]):

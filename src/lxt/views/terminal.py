@@ -33,6 +33,11 @@ _NARROW = 60
 
 
 def text(explanation: "Explanation") -> str:
+    """Return what ``print`` shows."""
+    return printed(render(explanation))
+
+
+def printed(renderable: RenderableType) -> str:
     """Return what ``print`` shows: with colour codes only if standard output is a terminal.
 
     Characters that standard output's encoding lacks become ``?``.
@@ -47,7 +52,7 @@ def text(explanation: "Explanation") -> str:
         legacy_windows=False,
     )
     with console.capture() as capture:
-        console.print(render(explanation))
+        console.print(renderable)
     shown = capture.get()
     if not coloured:
         shown = "\n".join(line.rstrip() for line in shown.splitlines())

@@ -1,0 +1,198 @@
+"""The report of an audit in a terminal: the verdict, what was found, and the books."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+from rich.console import Group, RenderableType
+from rich.markup import escape
+from rich.padding import Padding
+from rich.table import Table
+from rich.text import Text
+
+from lxt.tokens import printable
+from lxt.views.terminal import printed
+
+if TYPE_CHECKING:
+    from lxt.auditing.report import Report
+
+__all__ = ["as_text", "renderables"]
+
+MOST_ROWS = 8
+"""Of longer lists only so many are shown; the JSON has all."""
+
+_STATUS = {
+    "rule": "under a rule",
+    "linear": "linear by proof",
+    "constant": "constant",
+    "unknown": "without a rule",
+}
+
+
+def as_text(report: Report) -> str:
+    """What ``print`` shows."""
+    return printed(Group(*renderables(report)))
+
+
+def renderables(report: Report) -> Iterator[RenderableType]:
+    """The parts of the report, one below the other."""
+    yield _verdict(report)
+    if report.findings:
+        yield _findings(report)
+    yield _coverage(report)
+    yield _ledger(report)
+    if report.layers:
+        yield _layers(report)
+    if report.additions:
+        yield _additions(report)
+    yield _facts(report)
+
+
+def _verdict(report: Report) -> Text:
+    if report.ok:
+        return Text.assemble(("sound", "bold green"), f": {_subject(report)}")
+    count = len(report.findings)
+    word = "1 finding" if count == 1 else f"{count} findings"
+    return Text.assemble((word, "bold red"), f": {_subject(report)}")
+
+
+def _subject(report: Report) -> str:
+    return f"{report.model} under {report.composite}, {report.dtype}"
+
+
+def _findings(report: Report) -> Padding:
+    lines: list[RenderableType] = []
+    for number, finding in enumerate(report.findings, start=1):
+        lines.append(
+            Text.assemble(
+                f"{number}. ", (finding.kind, "bold"), f": {_inert(finding.text)}", overflow="fold"
+            )
+        )
+        if finding.line:
+            lines.append(
+                Padding(Text(f"write: {_inert(finding.line)}", style="cyan"), (0, 0, 0, 3))
+            )
+    return Padding(Group(*lines), (1, 0, 0, 0))
+
+
+def _coverage(report: Report) -> RenderableType:
+    counts = report.counts()
+    title = "coverage: " + ", ".join(
+        f"{count} {_STATUS[status]}" for status, count in counts.items() if count
+    )
+    calls: dict[tuple[str, str], int] = defaultdict(int)
+    modules: dict[tuple[str, str], set[str]] = defaultdict(set)
+    for row in report.coverage:
+        if row.status != "linear":
+            stops = ", constant" if row.status == "constant" and row.rule != "constant" else ""
+            key = _short(row.operation), f"{row.rule or 'none'}{stops}"
+            calls[key] += row.times
+            modules[key].add(row.module_class)
+    table = _table(title, "operation", "rule", "in", right=("calls",))
+    for key, count in sorted(calls.items(), key=lambda item: -item[1]):
+        names = sorted(modules[key])
+        where = ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
+        table.add_row(*(escape(_inert(cell)) for cell in (*key, where)), str(count))
+    return Padding(table, (1, 0, 0, 0))
+
+
+def _ledger(report: Report) -> Group:
+    table = _table("ledger", "who", right=("relevance", "share of the target"))
+    books = {"the input": report.relevance, **report.absorbed}
+    for name, value in books.items():
+        if name == "the input" or abs(value) > 1e-6 * abs(report.target):
+            label = name if name == "the input" else f"absorbed: {name}"
+            table.add_row(label, _number(value), _share(value, report.target))
+    table.add_row("the target", _number(report.target), _share(report.target, report.target))
+    worst = _table("who absorbed most", "operation", "rule", right=("by right", "softmax or rest"))
+    for row in report.operations[:MOST_ROWS]:
+        if max(abs(row.constant), abs(row.rest)) > 1e-6 * abs(report.target):
+            names = _short(row.operation), row.rule or "none"
+            worst.add_row(*map(escape, names), _number(row.constant), _number(row.rest))
+    parts = [Padding(part, (1, 0, 0, 0)) for part in (table, worst) if part.row_count]
+    return Group(*parts)
+
+
+def _layers(report: Report) -> RenderableType:
+    table = _table(
+        "layers, from the input on", "module", right=("R in", "R out", "Σ|R| in", "Σ|R| out")
+    )
+    layers = report.layers
+    kept = layers if len(layers) <= 2 * MOST_ROWS else (*layers[:4], *layers[-4:])
+    for bound in kept:
+        numbers = (bound.received, bound.passed, bound.gross_received, bound.gross_passed)
+        table.add_row(escape(bound.module), *map(_number, numbers))
+    return _with_rest(table, len(layers) - len(kept))
+
+
+def _additions(report: Report) -> RenderableType:
+    worst = sorted(report.additions, key=lambda addition: -addition.amplification)
+    table = _table("amplification at additions, the largest", "module", "code", right=("Σ|R|",))
+    for addition in worst[: MOST_ROWS // 2]:
+        table.add_row(
+            escape(addition.module or "the model"),
+            escape(_inert(addition.code)),
+            f"× {addition.amplification:.3g}",
+        )
+    return Padding(table, (1, 0, 0, 0))
+
+
+def _facts(report: Report) -> Padding:
+    growth = report.gross / abs(report.target) if report.target else float("inf")
+    facts = [f"Σ|R| of the input is {growth:.3g} times the target"]
+    if report.sinks is not None:
+        sinks = report.sinks
+        facts.append(f"on the first token: {sinks.first:.1%} of Σ|R|")
+        if sinks.special is not None:
+            facts.append(f"on special tokens: {sinks.special:.1%}")
+        facts.append(f"on padding: {sinks.padding:.3g}")
+    same = "to the bit" if report.forward_identical else "NO"
+    facts.append(f"forward as by itself: {same}")
+    if (check := report.attention) is not None:
+        facts.append(
+            f"{check.implementation} against {check.other} attention: relative difference "
+            f"{check.agreement.relative_error:.2g}"
+        )
+    if (precise := report.float64) is not None:
+        facts.append(
+            f"{report.dtype} against float64: correlation {precise.correlation:.5f}, relative "
+            f"error {precise.relative_error:.2g}"
+        )
+    facts += [f"not looked at: {reason}" for reason in report.skipped]
+    return Padding(Group(*(Text(_inert(fact)) for fact in facts)), (1, 0, 0, 0))
+
+
+def _table(title: str, *columns: str, right: tuple[str, ...] = ()) -> Table:
+    table = Table(
+        title=title, title_justify="left", title_style="bold", box=None, padding=(0, 2, 0, 0)
+    )
+    for column in columns:
+        table.add_column(column, overflow="fold", header_style="dim")
+    for column in right:
+        table.add_column(column, justify="right", header_style="dim", no_wrap=True)
+    return table
+
+
+def _with_rest(table: Table, hidden: int) -> RenderableType:
+    if hidden <= 0:
+        return Padding(table, (1, 0, 0, 0))
+    return Padding(Group(table, Text(f"… and {hidden} more", style="dim")), (1, 0, 0, 0))
+
+
+def _short(operation: str) -> str:
+    return operation.replace("torch.nn.functional.", "F.").replace("torch.Tensor.", "Tensor.")
+
+
+def _number(value: float) -> str:
+    return f"{value:.4g}"
+
+
+def _share(value: float, target: float) -> str:
+    return f"{value / target:.1%}" if target else "–"
+
+
+def _inert(text: str) -> str:
+    """The text with nothing invisible in it: names and code come from the model."""
+    return printable(text)
