@@ -23,6 +23,7 @@ import torch.nn.functional as F
 from mpmath import mpf
 from torch import Tensor
 
+import naive_recurrent
 from lxt.rules.registry import sample, t
 from operations import Call, base_name
 
@@ -624,9 +625,6 @@ REFERENCES: dict[str, Reference] = {
         logsumexp="logsumexp",
         logcumsumexp="logcumsumexp",
         spread_and_mean="var_mean std_mean",
-        recurrent="""
-            lstm gru rnn_tanh rnn_relu lstm_cell gru_cell rnn_tanh_cell rnn_relu_cell
-        """,
         layer_norm="layer_norm",
         rms_norm="rms_norm",
         group_norm="group_norm",
@@ -636,6 +634,7 @@ REFERENCES: dict[str, Reference] = {
         local_response_norm="local_response_norm",
     ),
     **dict.fromkeys(FUNCTIONS, elementwise),
+    **dict.fromkeys(naive_recurrent.NETWORKS, naive_recurrent.recurrent),
 }
 
 

@@ -14,6 +14,11 @@ from torch import Tensor
 
 from operations import Call, base_name
 
+NETWORKS = (
+    *("lstm", "gru", "rnn_tanh", "rnn_relu"),
+    *("lstm_cell", "gru_cell", "rnn_tanh_cell", "rnn_relu_cell"),
+)
+
 
 class Trace:
     """A network's non-linear numbers in order: taken down in a first run, constants in others."""

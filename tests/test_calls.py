@@ -4,8 +4,10 @@
 
 import contextlib
 import functools
+import gc
 import threading
 import types
+import weakref
 from typing import Any
 
 import pytest
@@ -15,6 +17,7 @@ from accelerate.hooks import ModelHook, add_hook_to_module
 from torch import Tensor, nn
 
 import lxt
+import mixers
 from lxt.errors import InvalidComposite, UnknownOperation
 from lxt.structure import Having, Signature, Within
 from mixers import Mixer, difference, random, relevance, scan
@@ -109,6 +112,15 @@ class ByPartial(Mixer):
         return self.scan_fn(*self.operands(x)[:-1])
 
 
+class ByNamespace(Mixer):
+    """As `ops.scan`, of a package imported whole."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        operands = self.operands(x)
+        assert mixers.__name__ == "mixers"
+        return mixers.scan(*operands)
+
+
 class Scan(nn.Module):
     def forward(
         self, u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor
@@ -127,7 +139,7 @@ class ByModule(Mixer):
 
 WAYS = (
     *(ByGlobal, ByHelper, ByDecorator, ByMethod, BySlowPath, ByStaticMethod, ByAttribute),
-    *(ByPartial, ByModule),
+    *(ByPartial, ByNamespace, ByModule),
 )
 
 
@@ -256,6 +268,8 @@ def test_structures_as_targets() -> None:
     assert repr(composite[Having("A_log")]) == "lxt.Within(1 functions)"
     with pytest.raises(InvalidComposite, match=r"Signature\('A'\) is 3: give a function"):
         lxt.Composite({Signature("A"): 3})
+    with pytest.raises(InvalidComposite, match=r"silu is lxt.Within\(0 functions\), which is for"):
+        lxt.Composite({F.silu: Within({})})
 
 
 def test_what_other_rules_hold_within_ends_with_it() -> None:
@@ -278,3 +292,18 @@ def test_what_other_rules_hold_within_ends_with_it() -> None:
         inner = x * x.sigmoid()
         expected = (y - 0.5) / inner * x.sigmoid()
     assert difference(torch.autograd.grad(y.sum(), x)[0], expected) <= 1e-12
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_nothing_is_kept_alive_after_removal(way: type[Mixer]) -> None:
+    gc.collect()
+    gc.disable()
+    try:
+        mixer = way()
+        with lxt.attnlrp.context(mixer):
+            mixer(random(3, 4).requires_grad_()).sum().backward()
+        reference = weakref.ref(mixer)
+        del mixer
+        assert reference() is None
+    finally:
+        gc.enable()

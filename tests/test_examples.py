@@ -197,3 +197,14 @@ def test_extending(run: Run) -> None:
     assert numbers(line(out, "AttnLRP differs from it by"))[0] < 1e-6
     assert numbers(line(out, "AttnLRP differs by"))[0] > 1e-3
     assert numbers(line(out, "and with one entry more by"))[0] < 1e-6
+
+
+def test_your_own_model(run: Run) -> None:
+    out = run("your_own_model")
+    assert line(out, "findings before:") == " 3"
+    assert line(out, "findings after:").strip() == "0"
+    assert "SquareFunction" in out
+    assert "write: composite | {torch.special.i1: lxt.rules.unit}" in out
+    assert "relevance is not conserved" in out
+    assert line(out, "sound: ").startswith("Block")
+    assert numbers(line(out, "the plain block's relevance differs by"))[0] < 1e-6

@@ -210,9 +210,7 @@ def test_constants_written_over_a_part() -> None:
 def test_a_constant_token_in_front() -> None:
     token = random(1, 3, seed=7)
     layer = linear(3, 2, bias=False)
-    report = audited(
-        Net(lambda x, t, f: f(torch.cat([t, x])), token, layer), random(4, 3)
-    )
+    report = audited(Net(lambda x, t, f: f(torch.cat([t, x])), token, layer), random(4, 3))
     check(report, **{OTHERS: (token @ layer.weight.T).sum()})
 
 
@@ -227,7 +225,8 @@ def test_a_checkpointed_block_has_the_same_ledger() -> None:
     again = audited(Net(lambda x, _: checkpoint(block, x, use_reentrant=False), layer), x)
     assert again.ok, again.findings
     assert again.absorbed == pytest.approx(plain.absorbed, rel=1e-12)
-    assert plain.absorbed[BIASES] and plain.absorbed[AT_ZERO]
+    assert plain.absorbed[BIASES]
+    assert plain.absorbed[AT_ZERO]
 
 
 def test_layers_are_bounded_by_what_crosses_them() -> None:

@@ -14,6 +14,7 @@ from hypothesis import given, settings, strategies as st
 from torch import Tensor
 
 import naive
+import naive_recurrent
 import operations
 from lxt.composites import attnlrp
 from lxt.errors import UnknownOperation, UnusedCompositeWarning
@@ -252,7 +253,7 @@ def test_writing_to_a_slice_of_a_computed_tensor(name):
 
 _ABSORBING = (
     *(naive.nothing, naive.softmax, naive.attention, naive.glu, naive.spread_and_mean),
-    *(naive.logsumexp, naive.logcumsumexp, naive.places_are_constant, naive.recurrent),
+    *(naive.logsumexp, naive.logcumsumexp, naive.places_are_constant, naive_recurrent.recurrent),
 )
 
 

@@ -20,7 +20,10 @@ from unittest import mock
 import torch
 import transformers
 from torch import Tensor, nn
-from torch.overrides import TorchFunctionMode
+
+from lxt.coverage.exact import ExactFloat64
+
+from zoo_recurrent import ENTRIES
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -251,31 +254,6 @@ def example(
     return Example(leaf, architecture.leaf, kwargs, ids, mask, outputs)
 
 
-class ExactFloat64(TorchFunctionMode):
-    """While it is active, a float64 tensor stays float64 where a model asks for float32.
-
-    Norms, eager softmax and routers of `transformers` compute in float32 whatever the dtype, so
-    that a float64 model is exact to 1e-7 only, its eager and SDPA attention differ by as much,
-    and eager attention is NaN where a row is wholly masked, as it is on the left of a causal one:
-    the lowest float64 is -inf in float32. Enter it around the forward, outside of lxt's context.
-    """
-
-    def __torch_function__(
-        self,
-        func: Callable[..., Any],
-        types: Any,
-        args: tuple[Any, ...] = (),
-        kwargs: dict[str, Any] | None = None,
-    ) -> Any:
-        kwargs = kwargs or {}
-        if args and isinstance(args[0], Tensor) and args[0].dtype is torch.float64:
-            if func is Tensor.float:
-                return args[0]
-            args = tuple(torch.float64 if a is torch.float32 else a for a in args)
-            kwargs = {k: torch.float64 if v is torch.float32 else v for k, v in kwargs.items()}
-        return func(*args, **kwargs)
-
-
 @contextlib.contextmanager
 def flex_attention_on_cpu() -> Iterator[None]:
     """Make the models' `flex_attention` run forward and backward on a CPU, in any dtype.
@@ -316,27 +294,6 @@ _T5 = {
     "d_ff": 48,
     "relative_attention_num_buckets": 8,
     "relative_attention_max_distance": 12,
-}
-_MAMBA = {"state_size": 4, "time_step_rank": 3}
-_MAMBA_2 = {
-    "mamba_n_heads": 4,
-    "mamba_d_head": 16,
-    "mamba_d_state": 4,
-    "mamba_n_groups": 2,
-    "mamba_chunk_size": 4,
-}
-_LINEAR_THEN_FULL = {"layer_types": ["linear_attention", "full_attention"]}
-_DELTA_NET = _GROUPED | {
-    "head_dim": 8,
-    "linear_key_head_dim": 8,
-    "linear_value_head_dim": 4,
-    "linear_num_key_heads": 2,
-    "linear_num_value_heads": 4,
-}
-_SPARSE = _EXPERTS | {
-    "num_experts": 4,
-    "moe_intermediate_size": 16,
-    "shared_expert_intermediate_size": 16,
 }
 _FIRST_READ: dict[str, Any] = {"padding": ("right",)}  # the classifier reads the first position
 
@@ -430,59 +387,6 @@ PADDED: tuple[tuple[str, Padding], ...] = tuple(
 
 # More of them, for tests of their own: the explicit formulation's check by conservation can't know
 # of padding inside a layer, Mamba's logits are float32 whatever the dtype, and xLSTM has no less.
-ARCHITECTURES |= {
-    "mamba": Architecture("MambaForCausalLM", _MAMBA, ("eager",)),
-    "mamba2": Architecture(
-        "Mamba2ForCausalLM",
-        {"num_heads": 4, "head_dim": 16, "state_size": 4, "n_groups": 2, "chunk_size": 4},
-        ("eager",),
-    ),
-    "qwen3_5": Architecture("Qwen3_5ForCausalLM", _DELTA_NET | _LINEAR_THEN_FULL),
-    "rwkv": Architecture("RwkvForCausalLM", {"use_cache": False}, ("eager",), ("right",)),
-    "xlstm": Architecture(
-        "xLSTMForCausalLM",
-        {"num_heads": 4, "chunk_size": 4, "use_cache": False},
-        ("eager",),
-        ("right",),
-    ),
-    "falcon_mamba": Architecture("FalconMambaForCausalLM", _MAMBA, ("eager",)),
-    "zamba": Architecture(
-        "ZambaForCausalLM",
-        {"mamba_d_state": 4, "mamba_dt_rank": 3, "num_hidden_layers": 4}
-        | {"layers_block_type": ["mamba", "hybrid", "mamba", "hybrid"]}
-        | {"num_key_value_heads": 4},
-    ),
-    "zamba2": Architecture(
-        "Zamba2ForCausalLM",
-        {"mamba_d_state": 4, "n_mamba_heads": 4, "mamba_ngroups": 2, "chunk_size": 4}
-        | {"num_hidden_layers": 3, "layers_block_type": ["mamba", "hybrid", "mamba"]}
-        | {"adapter_rank": 4},
-    ),
-    "bamba": Architecture("BambaForCausalLM", _GROUPED | _MAMBA_2 | {"attn_layer_indices": [1]}),
-    "falcon_h1": Architecture("FalconH1ForCausalLM", _GROUPED | _MAMBA_2 | {"mamba_d_ssm": 64}),
-    "nemotron_h": Architecture(
-        "NemotronHForCausalLM",
-        _GROUPED
-        | {"ssm_state_size": 4, "mamba_num_heads": 4, "mamba_head_dim": 16, "n_groups": 2}
-        | {"chunk_size": 4, "head_dim": 8, "layers_block_type": ["mamba", "attention"]},
-    ),
-    "granitemoehybrid": Architecture(
-        "GraniteMoeHybridForCausalLM",
-        _SPARSE
-        | _MAMBA_2
-        | {"layer_types": ["mamba", "attention"], "shared_intermediate_size": 16},
-    ),
-    "qwen3_next": Architecture("Qwen3NextForCausalLM", _DELTA_NET | _LINEAR_THEN_FULL | _SPARSE),
-    "olmo_hybrid": Architecture("OlmoHybridForCausalLM", _DELTA_NET | _LINEAR_THEN_FULL),
-    "kimi_linear": Architecture(
-        "KimiLinearForCausalLM",
-        _LINEAR_THEN_FULL
-        | {"linear_head_dim": 8, "linear_num_heads": 4, "kv_lora_rank": 8, "qk_rope_head_dim": 4}
-        | {"v_head_dim": 8, "qk_nope_head_dim": 4, "mlp_layer_types": ["dense", "dense"]}
-        | {"num_key_value_heads": 4},
-    ),
-    "minimax": Architecture("MiniMaxForCausalLM", _SPARSE | _LINEAR_THEN_FULL | {"block_size": 4}),
-    "lfm2": Architecture("Lfm2ForCausalLM", _GROUPED | {"layer_types": ["conv", "full_attention"]}),
-}
+ARCHITECTURES |= {name: Architecture(**entry) for name, entry in ENTRIES.items()}
 RECURRENT: tuple[str, ...] = ("mamba", "mamba2", "qwen3_5", "rwkv")
 """Those of them that all contracts are tested on too."""

@@ -22,6 +22,7 @@ from lxt.auditing.identity import (
 from lxt.auditing.ledger import Boundary, Ledger
 from lxt.auditing.recording import recorded
 from lxt.auditing.report import Addition, AttentionCheck, Finding, Operation, Report
+from lxt.auditing.units import taken_apart
 from lxt.composite import Composite
 from lxt.composites import as_composite
 from lxt.errors import InvalidModel
@@ -129,9 +130,7 @@ def audit_case(
     stage(f"forward and backward under {composite.name}, with a ledger")
     record = recorded(case, composite)
     run = record.run
-    ledger = Ledger(
-        record.calls, record.settlement, epsilon=composite.formulation == "relevance"
-    )
+    ledger = Ledger(record.calls, record.settlement, epsilon=composite.formulation == "relevance")
     tolerance = checks.tolerance(run.output.dtype, model)
     covered = coverage.rows(ledger, tolerance)
     identical = checks.same(plain, run.output)
@@ -139,6 +138,8 @@ def audit_case(
     findings += checks.soundness(ledger, identical, repeatable, state_of(model), before)
 
     stage("dependence that no operation shows")
+    findings += taken_apart(model, ledger.calls)
+    findings += checks.escapes(record.escaped)
     findings += checks.hidden(case, composite)
 
     stage("other implementations of attention")

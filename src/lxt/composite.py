@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import difflib
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from fnmatch import fnmatchcase
 from types import FunctionType, MappingProxyType
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -17,7 +15,15 @@ from torch import Tensor, nn
 from lxt.engine.nodes import Formulation
 from lxt.errors import InvalidComposite, UnusedCompositeWarning
 from lxt.rules.registry import OPERATORS, Family, operation_name
-from lxt.structure import ClassPath, Having, OperatorName, Signature, Within
+from lxt.structure import (
+    ClassPath,
+    Having,
+    OperatorName,
+    Signature,
+    Within,
+    matches,
+    require_names,
+)
 
 if TYPE_CHECKING:
     from lxt.propagation import Propagation
@@ -41,13 +47,18 @@ OnUnknown = Literal["error", "gradient"]
 Target = Callable[..., Any] | type[nn.Module] | OperatorName | ClassPath | Having | Signature | str
 """A function or operator, a module class or its path, a structure, or a pattern of module names."""
 
-Rule = Family | Within | Callable[..., Any]
+FunctionRule = Family | Callable[..., Any]
+Rule = FunctionRule | Within
 """A function with the signature of its target, or a `Family` that is bound to the target.
 
 Of modules also `Within`: their own forward, with other rules for some functions within.
 
 For a module class or name, a function gets the module itself first, like the class's `forward`.
 """
+
+
+_MOST_RULES = 24
+"""So many fit on a screen where a composite is printed."""
 
 
 class Composite(Mapping[Target, Rule]):
@@ -281,12 +292,15 @@ class Composite(Mapping[Target, Rule]):
         for target, rule in self._rules.items():
             groups.setdefault(rule_name(rule), []).append(_spell(target).rsplit(".", 1)[-1])
         lines = [repr(self)]
-        for label, names in sorted(groups.items(), key=lambda item: -len(item[1])):
+        largest = sorted(groups.items(), key=lambda item: -len(item[1]))
+        for label, names in largest[:_MOST_RULES]:
             names = list(dict.fromkeys(names))
             text = ", ".join(names)
             if len(text) > 60:
                 text = text[:60].rsplit(", ", 1)[0] + f", … ({len(names)} in all)"
             lines.append(f"  {label:<20} {text}")
+        if others := [label for label, _ in largest[_MOST_RULES:]]:
+            lines.append(f"  … and {len(others)} rules for few targets each, such as {others[0]}")
         return "\n".join(lines)
 
 
@@ -320,31 +334,6 @@ def _operator_name(function: Any) -> str | None:
     return getattr(function, "_qualified_op_name", None)
 
 
-def require_names(model: nn.Module, patterns: Iterable[str]) -> None:
-    """Make sure that each pattern fits the path of some module.
-
-    Raises:
-        InvalidComposite: one doesn't; the message shows names that there are.
-    """
-    names = [name for name, _ in model.named_modules(remove_duplicate=False)]
-    for pattern in patterns:
-        if not any(matches(name, pattern) for name in names):
-            near = difflib.get_close_matches(pattern, names, n=1, cutoff=0)
-            raise InvalidComposite(
-                f"no module of {type(model).__name__} matches {pattern!r}: there is, "
-                f"for instance, {(near or names)[0]!r}"
-            )
-
-
-def matches(name: str, pattern: str) -> bool:
-    """Whether a module's path fits a pattern, all of it or its end."""
-    if pattern.startswith("/"):
-        return name == pattern[1:]
-    parts = name.split(".")
-    length = pattern.count(".") + 1
-    return fnmatchcase(name, pattern) or fnmatchcase(".".join(parts[-length:]), pattern)
-
-
 def _spell(target: Any) -> str:
     if isinstance(target, str | ClassPath | OperatorName | Having | Signature):
         return str(target)
@@ -371,7 +360,7 @@ _CALLED: dict[Any, Any] = {
     F.sigmoid: Tensor.sigmoid,
     F.tanh: Tensor.tanh,
     F.upsample: F.interpolate,
-    **({F.grouped_mm: torch._grouped_mm} if hasattr(F, "grouped_mm") else {}),
+    **({F.grouped_mm: torch._grouped_mm} if hasattr(F, "grouped_mm") else {}),  # pyright: ignore[reportPrivateImportUsage]
 }
 
 # The operators' methods that aren't seen by their own names, as that of `2 - a` is.
@@ -379,6 +368,10 @@ _OPERATOR_METHODS = {
     **{f"__{operator.__name__}__": getattr(Tensor, name) for operator, name in OPERATORS.items()},
     **{"__radd__": Tensor.add, "__rmul__": Tensor.mul, "__idiv__": Tensor.div_},
 }
+
+
+def _may_be_a_module(target: Any) -> bool:
+    return isinstance(target, str | type | ClassPath | Having)
 
 
 def _is_pythons(target: Any) -> bool:
@@ -410,6 +403,8 @@ def _check(target: Any, rule: Any) -> None:
             f"the rule of {_spell(target)} is {rule.__name__}, a class of modules: such rules go "
             "into lxt.explicit.core.Composite"
         )
+    if isinstance(rule, Within) and not _may_be_a_module(target):
+        raise InvalidComposite(f"the rule of {_spell(target)} is {rule!r}, which is for modules")
     if not callable(rule) and not isinstance(rule, Family | Within):
         raise InvalidComposite(
             f"the rule of {_spell(target)} is {rule!r}: give a function with the same signature, "

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.autograd import Function
 
-from lxt.engine.nodes import hands_on
+from lxt.engine.nodes import hands_on, kind_of
 
 __all__ = [
     "TRANSPARENT",
@@ -217,23 +217,26 @@ TRANSPARENT = frozenset(
 ) | {"torch::autograd::CopyBackwards"}
 
 
-def _scales(node: Any) -> bool:
-    """Whether a node is a product, of autograd's own or of a Function that says so."""
-    function = getattr(node, "_forward_cls", None)
-    return node.name() == "MulBackward0" or getattr(function, "is_product", False)
+# Those that pick some of the values, as a router picks its experts'.
+_PICKS = frozenset(("GatherBackward0", "TopkBackward0", "SortBackward0", "SortBackward1"))
+
+_PRODUCT, _QUOTIENT = "MulBackward0", "DivBackward0"
 
 
 def is_gate(x: Tensor) -> bool:
-    """Whether `x` came straight out of a non-linearity: moved, masked or scaled at most."""
+    """Whether `x` came straight out of a non-linearity: moved, picked, masked, scaled at most."""
     node, output = x.grad_fn, x.output_nr
     while node is not None:
         sources = [source for source in node.next_functions if source[0] is not None]
+        kind = kind_of(node)
         if hands_on(node):
             sources = [node.next_functions[output]]
-        elif _scales(node):
+        elif kind == _PRODUCT:
             if len(sources) > 1:
                 return False
-        elif node.name() not in TRANSPARENT:
+        elif kind == _QUOTIENT:
+            sources = sources[:1]  # a denominator is a constant
+        elif kind not in TRANSPARENT and kind not in _PICKS:
             break
         elif len(sources) > 1 and node.name().endswith("CopyBackwards"):
             sources = sources[1:]  # what was copied, not what it was copied into

@@ -19,7 +19,7 @@ import torch
 from torch import nn
 from torch.nn.parameter import is_lazy
 
-from lxt.composite import Composite, OnUnknown, Rule, target_name
+from lxt.composite import Composite, FunctionRule, OnUnknown, Rule, target_name
 from lxt.engine.calls import rewired
 from lxt.engine.mode import Observer, RuleMode, in_force
 from lxt.engine.opaque import tensors_in
@@ -207,6 +207,7 @@ class Propagation:
             return Unfolded(function)
         if rule is None:
             return None
+        assert not isinstance(rule, Within), "that is for modules"
         return _callable(rule, function, (), target_name(function), self.verified)
 
     def reenter(self) -> AbstractContextManager[Any]:
@@ -294,7 +295,7 @@ def require_module(model: Any) -> None:
 
 
 def _callable(
-    rule: Rule,
+    rule: FunctionRule,
     operation: Callable[..., Any],
     first: tuple[Any, ...],
     name: str,
@@ -308,7 +309,7 @@ def _callable(
         written, run = rule.function, rule.bind(operation)
     else:
         written, run = rule, functools.partial(rule, *first)
-    if getattr(written, "__module__", "").partition(".")[0] == "lxt":
+    if (getattr(written, "__module__", None) or "").partition(".")[0] == "lxt":
         return run
     return verified(run, operation, name, seen, (id(written), name, *map(id, first)))
 

@@ -7,15 +7,18 @@ A, B and C: so an architecture that nobody has seen yet is found too.
 
 from __future__ import annotations
 
-import functools
+import difflib
 import inspect
-from collections.abc import Callable, Mapping
+import weakref
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from types import MappingProxyType
+from fnmatch import fnmatchcase
+from types import FunctionType, MappingProxyType
 from typing import Any
 
 from torch import nn
 
+from lxt.errors import InvalidComposite
 from lxt.rules.registry import Family
 
 __all__ = [
@@ -25,7 +28,9 @@ __all__ = [
     "OperatorName",
     "Signature",
     "Within",
+    "matches",
     "parameter_names",
+    "require_names",
 ]
 
 
@@ -98,12 +103,22 @@ class Signature(_Names):
         return all(any(name in taken for name in names) for names in self._alternatives)
 
 
-@functools.lru_cache(maxsize=4096)
+# Weak: a function may hold a model.
+_parameters = weakref.WeakKeyDictionary[Callable[..., Any], tuple[str, ...]]()
+
+
 def _names_of(function: Callable[..., Any]) -> tuple[str, ...]:
     try:
-        return tuple(inspect.signature(function).parameters)
+        return _parameters[function]
+    except (KeyError, TypeError):  # not seen yet, or no weak reference to it
+        pass
+    try:
+        names = tuple(inspect.signature(function).parameters)
     except (TypeError, ValueError):  # compiled code that tells nothing
-        return ()
+        names = ()
+    if isinstance(function, FunctionType):
+        _parameters[function] = names
+    return names
 
 
 def parameter_names(function: Callable[..., Any]) -> tuple[str, ...]:
@@ -140,3 +155,28 @@ class Within:
 
     def __repr__(self) -> str:
         return f"lxt.Within({len(self.table)} functions)"
+
+
+def require_names(model: nn.Module, patterns: Iterable[str]) -> None:
+    """Make sure that each pattern fits the path of some module.
+
+    Raises:
+        InvalidComposite: one doesn't; the message shows names that there are.
+    """
+    names = [name for name, _ in model.named_modules(remove_duplicate=False)]
+    for pattern in patterns:
+        if not any(matches(name, pattern) for name in names):
+            near = difflib.get_close_matches(pattern, names, n=1, cutoff=0)
+            raise InvalidComposite(
+                f"no module of {type(model).__name__} matches {pattern!r}: there is, "
+                f"for instance, {(near or names)[0]!r}"
+            )
+
+
+def matches(name: str, pattern: str) -> bool:
+    """Whether a module's path fits a pattern, all of it or its end."""
+    if pattern.startswith("/"):
+        return name == pattern[1:]
+    parts = name.split(".")
+    length = pattern.count(".") + 1
+    return fnmatchcase(name, pattern) or fnmatchcase(".".join(parts[-length:]), pattern)

@@ -9,7 +9,6 @@ from lxt.composite import ClassPath
 from lxt.rules.activation import (
     elementwise,
     gelu_slope,
-    mish_slope,
     tanh_gelu_slope,
     unit,
 )
@@ -28,7 +27,7 @@ def relu_squared_slope(x: Tensor) -> Tensor:
     return x.relu()
 
 
-# SiLUActivation and LinearActivation are one torch function, or none, and need no entry.
+# SiLUActivation, MishActivation, LinearActivation are one torch function or none: no entry.
 _IN_TRANSFORMERS_ACTIVATIONS: dict[str, Family] = {
     "NewGELUActivation": elementwise(tanh_gelu_slope),
     "FastGELUActivation": elementwise(tanh_gelu_slope),
@@ -38,7 +37,6 @@ _IN_TRANSFORMERS_ACTIVATIONS: dict[str, Family] = {
     "ReLUSquaredActivation": elementwise(relu_squared_slope),
     "GELUActivation": elementwise(gelu_slope),
     "ClippedGELUActivation": unit,
-    "MishActivation": elementwise(mish_slope),
     "LaplaceActivation": unit,
     "SqrtSoftplusActivation": unit,
     "XIELUActivation": unit,

@@ -13,13 +13,16 @@ from lxt.auditing.ledger import Ledger
 from lxt.auditing.report import AttentionCheck, Finding
 from lxt.auditing.sinks import Sinks, sinks_of
 from lxt.composite import Composite
+from lxt.engine.callsite import Callsite
 from lxt.engine.parameters import ConstantParameters
+from lxt.engine.recorder import Escape
 from lxt.passes import Case, Change, Pass
 from lxt.text_case import TextCase
 
 __all__ = [
     "attention",
     "by_itself",
+    "escapes",
     "hidden",
     "narrowest",
     "precision",
@@ -27,6 +30,7 @@ __all__ = [
     "sinks",
     "soundness",
     "tolerance",
+    "where",
 ]
 
 # Rounding, as a share of Σ|R|. Models in float64 compute norms and softmax in float32 all the same.
@@ -124,6 +128,28 @@ def soundness(
     return found
 
 
+def escapes(escaped: list[Escape]) -> list[Finding]:
+    """Calls that hand values to where no rule sees them, which is an error outside an audit."""
+    places = {(e.operation, e.callsite.file, e.callsite.line): e for e in escaped}
+    return [
+        Finding(
+            "values out of sight",
+            f"{e.operation}: {e.reason}, {where(e.callsite)}",
+            "a .detach() before it if it is to be a constant; otherwise a module of its own with a "
+            "rule: composite | {MyModule: my_rule}",
+        )
+        for e in places.values()
+    ]
+
+
+def where(site: Callsite) -> str:
+    """A place in a model's code, for a message."""
+    return (
+        f"in {site.module or 'the model'} ({site.module_class}), at {site.file}:{site.line}: "
+        f"{site.text}"
+    )
+
+
 def hidden(case: Case, composite: Composite) -> list[Finding]:
     """Constants that change with the input though no operation says how."""
     passes = []
@@ -137,11 +163,8 @@ def hidden(case: Case, composite: Composite) -> list[Finding]:
     return [
         Finding(
             "hidden dependence",
-            f"operand {h.operand} of {h.operation} is {h.what} "
-            + ("by no operation that was seen" if h.what == "written to" else "from nowhere")
-            + ", and changes with the input, so relevance through it is lost: in "
-            f"{h.callsite.module or 'the model'} ({h.callsite.module_class}), at "
-            f"{h.callsite.file}:{h.callsite.line}: {h.callsite.text}",
+            f"operand {h.operand + 1} of {h.operation} is {h.what}, and changes with the input, "
+            f"so that relevance through it is lost {where(h.callsite)}",
             "write what makes it with torch functions, or as a module with a rule: "
             "composite | {MyModule: my_rule}",
         )

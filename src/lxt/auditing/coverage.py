@@ -11,11 +11,11 @@ from torch import nn
 from lxt.auditing.advice import line_for, module_behind, nature_of
 from lxt.auditing.ledger import Account, Ledger
 from lxt.auditing.report import Covered, Finding, Status
-from lxt.engine.recorder import Call
+from lxt.engine.recorder import HANDED_ON, Call
 
 __all__ = ["findings", "rows"]
 
-_SEEN_THROUGH = "handed on"
+_WRITTEN = "with my_rule written as docs/your-own-model.md shows"
 
 
 def rows(ledger: Ledger, tolerance: float) -> list[Covered]:
@@ -23,7 +23,7 @@ def rows(ledger: Ledger, tolerance: float) -> list[Covered]:
     unlinear = {id(account.call) for account in ledger.accounts if _leaks(account, tolerance)}
     grouped: dict[tuple[Any, ...], list[Call]] = defaultdict(list)
     for call in ledger.calls:
-        if not call.carriers or call.rule == _SEEN_THROUGH:
+        if not call.carriers or call.rule == HANDED_ON:
             continue
         status = _status(call, id(call) in unlinear)
         grouped[status, call.operation, call.rule, _pattern(call), call.callsite.line].append(call)
@@ -94,17 +94,18 @@ def _where(call: Call, times: int) -> str:
 def _unknown(model: nn.Module, calls: list[Call]) -> Finding:
     call = calls[0]
     where = _where(call, len(calls))
-    if call.function is None:
+    if call.function is None and not call.refusal:
         node = call.operation.removesuffix("Backward")
         module = module_behind(model, node)
         target = "MyModule" if module is None else type(module).__name__
-        hint = " (call it in a module of its own)" if module is None else ""
+        hint = "call it in a module of its own" if module is None else f"{target} calls it"
         return Finding(
             "unknown operation",
-            f"{node} is no torch function (an autograd Function, scripted code or an extension)"
-            f"{hint}; its result is first seen {where}",
+            f"{node} is no torch function but an autograd Function, scripted code or an extension "
+            f"({hint}); it ran before this {where}",
             f"composite | {{{target}: lxt.rules.unit}} if it is element-wise, "
-            f"{{{target}: lxt.rules.passthrough}} if its own gradient is right",
+            f"{{{target}: lxt.rules.passthrough}} if it is linear, or {{{target}: my_rule}}, "
+            f"{_WRITTEN}",
         )
     if call.refusal:
         return Finding(

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from lxt.composite import Rule, target_name
 from lxt.engine.callsite import Callsite, callsite, module_names
+from lxt.engine.escapes import STOPS
 from lxt.engine.opaque import tensors_in
 
 __all__ = ["HiddenDependence", "Origins", "hidden_dependences", "nudged"]
@@ -31,7 +32,7 @@ class HiddenDependence:
     Attributes:
         operation: that it is an operand of.
         operand: its number among the tensors and numbers that the operation takes.
-        what: "a tensor" or "a number" that came from nowhere, or a tensor that was "written to".
+        what: that it came from nowhere, from an operation without a derivative, or was changed.
         callsite: where.
     """
 
@@ -67,7 +68,8 @@ class Origins:
         self._names = module_names(model)
         self._own = {id(t) for t in (*model.parameters(), *model.buffers())}
         self._made: dict[int, tuple[Tensor, int, Fingerprint]] = {}
-        self._is_within = False
+        self._underived: dict[int, tuple[Tensor, str]] = {}
+        self._without_rule: str | None = None
         self.calls: list[tuple[str, list[tuple[int, str, Fingerprint]], Callsite | None]] = []
         """Each call with its operands of unknown origin, and their values in brief."""
         self.written: list[HiddenDependence] = []
@@ -86,33 +88,61 @@ class Origins:
     ) -> None:
         """Look at the constants among the operands."""
         name = target.__name__ if isinstance(target, type) else target_name(target)
+        carries = any(x.requires_grad for x in tensors_in((*args, *kwargs.values())))
+        is_lost = rule is None and carries and target not in STOPS and not _takes_a_shape(target)
+        self._without_rule = name if is_lost else None
         loose: list[tuple[int, str, Fingerprint]] = []
         site = None
         for place, operand in enumerate(_numbers_and_tensors((args, dict(kwargs)))):
             if isinstance(operand, float):
-                loose.append((place, "a number", (operand,)))
+                loose.append((place, "a number from nowhere", (operand,)))
                 continue
             if operand.requires_grad or not operand.is_floating_point() or id(operand) in self._own:
                 continue
             made = self._made.get(id(operand))
             value = _fingerprint(operand)
             if made is None:
-                loose.append((place, "a tensor", value))
+                name_of_source = self._underived.get(id(operand), (None, "nowhere"))[1]
+                loose.append((place, f"a tensor from {name_of_source}", value))
             elif made[1] == operand._version and made[2] != value:
                 site = site or callsite(self._model, self._names)
-                self.written.append(HiddenDependence(name, place, "written to", site))
+                self.written.append(
+                    HiddenDependence(name, place, "written to by no operation that was seen", site)
+                )
         if loose:
             site = site or callsite(self._model, self._names)
         self.calls.append((name, loose, site))
 
     def ends(self, result: Any) -> None:
-        """What an operation put out is of known origin."""
+        """What an operation put out is of known origin.
+
+        But not if it depends on the input and has neither a rule nor a derivative.
+        """
         for tensor in tensors_in(result):
-            if tensor.is_floating_point() and not tensor.requires_grad:
+            if not tensor.is_floating_point() or tensor.requires_grad:
+                continue
+            if self._without_rule is not None:
+                self._underived[id(tensor)] = (
+                    tensor,
+                    f"{self._without_rule}, which has neither a rule nor a derivative",
+                )
+            else:
                 # The tensor is kept, lest another gets its place in memory and so its id.
                 self._made[id(tensor)] = tensor, tensor._version, _fingerprint(tensor)
 
-    stopped = ends
+    def stopped(self, result: Any) -> None:
+        """So is what was computed without gradients."""
+        self._without_rule = None
+        self.ends(result)
+
+    def escapes(self, function: Any, reason: str) -> None:
+        """What comes of it is compared."""
+
+
+def _takes_a_shape(target: Any) -> bool:
+    """Whether a function makes a tensor like its operand, of other values: x.new_empty(3)."""
+    name = getattr(target, "__name__", "")
+    return name.startswith("new_") or name.endswith("_like")
 
 
 def _numbers_and_tensors(value: Any) -> list[Any]:

@@ -31,7 +31,7 @@ class Agreement:
     """How near one relevance is to another.
 
     Attributes:
-        correlation: Pearson's, over the elements.
+        correlation: Pearson's, over the elements; where all are the same, the cosine.
         relative_error: ‖a − b‖ / ‖b‖.
     """
 
@@ -43,17 +43,19 @@ def agreement(a: Tensor, b: Tensor) -> Agreement:
     """How near `a` is to `b`, both of one shape."""
     a, b = a.detach().double().flatten().cpu(), b.detach().double().flatten().cpu()
     scale = b.norm().clamp_min(1e-300)
-    centred = torch.stack([a - a.mean(), b - b.mean()])
-    spread = centred.norm(dim=1)
+    pair = torch.stack([a - a.mean(), b - b.mean()])
+    if (pair.norm(dim=1) == 0).any():
+        pair = torch.stack([a, b])
+    spread = pair.norm(dim=1)
     if (spread == 0).any():
         correlation = 1.0 if torch.equal(a, b) else 0.0
     else:
-        correlation = (centred[0] @ centred[1] / spread.prod()).item()
+        correlation = (pair[0] @ pair[1] / spread.prod()).item()
     return Agreement(correlation, ((a - b).norm() / scale).item())
 
 
 def relevance_of(run: Pass, composite: Composite) -> Tensor:
-    """The relevance of all leaves in one row, each summed over its last axis."""
+    """The relevance of all leaves in one row; of tokens [batch, tokens, channels] one each."""
     leaves = list(run.leaves.values())
     seed = run.seed
     if composite.formulation == "relevance":
@@ -63,7 +65,7 @@ def relevance_of(run: Pass, composite: Composite) -> Tensor:
     for leaf, gradient in zip(leaves, gradients, strict=True):
         g = torch.zeros_like(leaf) if gradient is None else gradient
         r = g.double() if composite.formulation == "relevance" else leaf.detach().double() * g
-        parts.append((r.sum(-1) if r.dim() > 1 else r).flatten())
+        parts.append((r.sum(-1) if r.dim() == 3 else r).flatten())
     return torch.cat(parts)
 
 

@@ -170,7 +170,10 @@ class Ledger:
         for head, numbers in members.items():
             if not incoming[head] and not outgoing[head]:
                 continue
-            called = next((n for n in numbers if self.calls[n].function is not None), head)
+            called = next(
+                (n for n in numbers if self.calls[n].rule is None),
+                next((n for n in numbers if self.calls[n].function is not None), head),
+            )
             account = Account(
                 self.calls[called],
                 sum(flow.relevance for flow in incoming[head]),

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from lxt.composite import Composite
-from lxt.engine.recorder import Call, Recorder, Settlement
+from lxt.engine.recorder import Call, Escape, Recorder, Settlement
 from lxt.errors import InvalidModel, UnknownOperation
 from lxt.passes import Case, Pass
 
@@ -14,11 +14,12 @@ __all__ = ["Record", "recorded"]
 
 @dataclass(frozen=True)
 class Record:
-    """A forward pass, its calls, and what its backward pass did."""
+    """A forward pass, its calls, what its backward pass did, and what it hid from the rules."""
 
     run: Pass
     calls: list[Call]
     settlement: Settlement
+    escaped: list[Escape]
 
 
 def recorded(case: Case, composite: Composite) -> Record:
@@ -54,4 +55,4 @@ def recorded(case: Case, composite: Composite) -> Record:
             f"of its own ({error})\n  in module {site.module or 'model'!r} ({site.module_class})\n"
             f"  at {site.file}:{site.line}: {site.text}"
         ) from error
-    return Record(run, recorder.calls, settlement)
+    return Record(run, recorder.calls, settlement, recorder.escaped)

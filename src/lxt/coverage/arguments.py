@@ -31,7 +31,13 @@ def image_shape(making: Making) -> tuple[int, int, int]:
     pixels = next(
         (
             found
-            for name in ("image_size", "img_size", "input_image_size", "pretrain_image_size", "resolution")
+            for name in (
+                "image_size",
+                "img_size",
+                "input_image_size",
+                "pretrain_image_size",
+                "resolution",
+            )
             if isinstance(found := getattr(config, name, None), int | list | tuple)
         ),
         2 * size.image if is_hierarchical(vars(config)) else size.image,
@@ -42,11 +48,18 @@ def image_shape(making: Making) -> tuple[int, int, int]:
 
 def _pixel_values(making: Making, leaves: Leaves) -> Tensor | None:
     config, size = making.vision_config, making.size
-    if {"image_grid_thw", "image_grid_hw", "grid_thw"} & making.parameters.keys():  # patches of all images
+    if {
+        "image_grid_thw",
+        "image_grid_hw",
+        "grid_thw",
+    } & making.parameters.keys():  # patches of all images
         return making.floats(size.batch * 16, _patch_volume(config))
     if "spatial_shapes" in making.parameters:  # patches of each image
         return making.floats(size.batch, 16, _patch_volume(config))
-    if {"image_position_ids", "pixel_position_ids"} & making.parameters.keys():  # patches too, of which k × k are pooled
+    if {
+        "image_position_ids",
+        "pixel_position_ids",
+    } & making.parameters.keys():  # patches too, of which k × k are pooled
         side = 2 * (getattr(config, "pooling_kernel_size", None) or 2)
         return making.floats(size.batch, side * side, _patch_volume(config))
     channels, height, width = image_shape(making)
@@ -55,7 +68,10 @@ def _pixel_values(making: Making, leaves: Leaves) -> Tensor | None:
     if getattr(making.config, "image_grid_pinpoints", None):  # an image, and four crops of it
         return making.floats(size.batch, 5, channels, height, width)
     frames = getattr(config, "num_frames", None) or size.frames
-    if making.model.main_input_name == "pixel_values" and "video" in type(making.model).__name__.lower():
+    if (
+        making.model.main_input_name == "pixel_values"
+        and "video" in type(making.model).__name__.lower()
+    ):
         return making.floats(size.batch, frames, channels, height, width)
     return making.floats(size.batch, channels, height, width)
 
@@ -81,12 +97,23 @@ def _input_features(making: Making, leaves: Leaves) -> Tensor | None:
     bins = next(
         (
             getattr(config, name)
-            for name in ("num_mel_bins", "feature_size", "n_mels", "feature_projection_input_dim", "input_feat_per_channel", "input_size", "input_dim")
+            for name in (
+                "num_mel_bins",
+                "feature_size",
+                "n_mels",
+                "feature_projection_input_dim",
+                "input_feat_per_channel",
+                "input_size",
+                "input_dim",
+            )
             if isinstance(getattr(config, name, None), int)
         ),
         size.mel,
     )
-    if hasattr(config, "max_source_positions"):  # as Whisper: two frames a position, always full
+    frames_first = hasattr(config, "feature_projection_input_dim")
+    if (
+        hasattr(config, "max_source_positions") and not frames_first
+    ):  # as Whisper: two frames a position, always full
         return making.floats(size.batch, bins, 2 * config.max_source_positions)
     return making.floats(size.batch, 4 * size.tokens, bins)
 
@@ -136,7 +163,9 @@ LEAVES: dict[str, Callable[[Making, Leaves], Tensor | None]] = {
 
 
 def _input_ids(making: Making, leaves: Leaves, kwargs: dict[str, Any]) -> Tensor | None:
-    if making.model.main_input_name not in ("input_ids", "pixel_values") and _is_speech_to_text(making):
+    if making.model.main_input_name not in ("input_ids", "pixel_values") and _is_speech_to_text(
+        making
+    ):
         return None
     ids = making.ids()
     for leaf, method, tokens in _PLACEHOLDERS:
@@ -184,6 +213,11 @@ def _mm_token_type_ids(making: Making, leaves: Leaves, kwargs: dict[str, Any]) -
     return (ids == making.token("image_token_id", "image_token_index")).long()
 
 
+def _plane_grid(making: Making, leaves: Leaves, kwargs: dict[str, Any]) -> Tensor | None:
+    """Rows and columns of patches of each image."""
+    return _grid(making)[:, 1:] if "pixel_values" in leaves else None
+
+
 def _pixel_mask(making: Making, leaves: Leaves, kwargs: dict[str, Any]) -> Tensor | None:
     """Shows all pixels of images [batch, images, channel, height, width], or all patches."""
     pixels = leaves.get("pixel_values")
@@ -222,9 +256,9 @@ def _sound_mask(making: Making, leaves: Leaves, kwargs: dict[str, Any]) -> Tenso
 ARGUMENTS: dict[str, Callable[[Making, Leaves, dict[str, Any]], Any]] = {
     "image_grid_thw": lambda m, leaves, kwargs: _grid(m) if "pixel_values" in leaves else None,
     "grid_thw": lambda m, leaves, kwargs: _grid(m),
-    "image_grid_hw": lambda m, leaves, kwargs: _grid(m)[:, 1:] if "pixel_values" in leaves else None,
-    "target_sizes": lambda m, leaves, kwargs: _grid(m)[:, 1:] if "pixel_values" in leaves else None,
-    "spatial_shapes": lambda m, leaves, kwargs: _grid(m)[:, 1:] if "pixel_values" in leaves else None,
+    "image_grid_hw": _plane_grid,
+    "target_sizes": _plane_grid,
+    "spatial_shapes": _plane_grid,
     "pixel_attention_mask": _pixel_mask,
     "image_position_ids": _patch_positions,
     "pixel_position_ids": _patch_positions,

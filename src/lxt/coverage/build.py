@@ -56,6 +56,11 @@ def build(
         options["attn_implementation"] = attention or tweak.attention
     with _seeded(size.seed):
         model = model_class._from_config(config, **options)
+    if dtype is not torch.float32:  # random numbers differ between types
+        with _seeded(size.seed):
+            twin = model_class._from_config(config, **options | {"dtype": torch.float32})
+        _copy(twin, model)
+        config.dtype = dtype
     model.train(tweak.training)
     randomise(model, size.seed, tweak.gain)
     return model
@@ -81,6 +86,14 @@ def _seeded(seed: int) -> Iterator[None]:
             yield
         finally:
             torch.use_deterministic_algorithms(deterministic, warn_only=warn_only)
+
+
+@torch.no_grad()
+def _copy(source: nn.Module, target: nn.Module) -> None:
+    """Copy parameters and buffers, each keeping its type."""
+    own = dict(target.named_parameters()) | dict(target.named_buffers())
+    for name, tensor in (*source.named_parameters(), *source.named_buffers()):
+        own[name].copy_(tensor)
 
 
 @torch.no_grad()
@@ -133,9 +146,7 @@ def _std(module: nn.Module, name: str, parameter: Tensor, gain: float) -> float:
     return gain / math.sqrt(shape[-1])
 
 
-def _draw_buffer(
-    module: nn.Module, name: str, buffer: Tensor, generator: torch.Generator
-) -> None:
+def _draw_buffer(module: nn.Module, name: str, buffer: Tensor, generator: torch.Generator) -> None:
     if name == "tid2eid":  # hash routing: which experts each token id goes to
         experts: Any = module.num_experts
         order = torch.rand(buffer.shape[0], experts, generator=generator).argsort()

@@ -110,14 +110,18 @@ class ModelType:
 def model_types() -> tuple[ModelType, ...]:
     """All model types of the installed `transformers`, in alphabetical order."""
     from transformers.models.auto import modeling_auto
-    from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
+    from transformers.models.auto.configuration_auto import (
+        CONFIG_MAPPING_NAMES,  # pyright: ignore[reportPrivateImportUsage]
+    )
 
     tables = [
         (task, getattr(modeling_auto, f"MODEL_FOR_{name}_MAPPING_NAMES", {}))
         for name, task in _TASKS.items()
     ]
     tables.append(("base model", modeling_auto.MODEL_MAPPING_NAMES))
-    return tuple(_row(name, CONFIG_MAPPING_NAMES[name], tables) for name in sorted(CONFIG_MAPPING_NAMES))
+    return tuple(
+        _row(name, CONFIG_MAPPING_NAMES[name], tables) for name in sorted(CONFIG_MAPPING_NAMES)
+    )
 
 
 def model_type(name: str) -> ModelType:
@@ -183,7 +187,9 @@ def _classes_by_config(file: Path) -> dict[str, str]:
         own = {key: value for item in node.body for key, value in _stated(item)}
         config = own.get("config") or own.get("config_class") or inherited or ""
         configs[node.name] = config
-        forward = any(isinstance(item, ast.FunctionDef) and item.name == "forward" for item in node.body)
+        forward = any(
+            isinstance(item, ast.FunctionDef) and item.name == "forward" for item in node.body
+        )
         if forward or any(base in has_forward for base in bases):
             has_forward.add(node.name)
             result[config] = node.name

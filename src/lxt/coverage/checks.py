@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 import warnings
 from dataclasses import asdict, dataclass, field
@@ -24,7 +25,7 @@ from lxt.engine.recorder import Recorder
 from lxt.errors import UnknownOperation
 from lxt.explicit.composites import explicit_form
 
-__all__ = ["LIMIT", "Row", "check"]
+__all__ = ["LIMIT", "Row", "Subject", "check", "examine"]
 
 LIMIT = 1e-8
 """The largest relative error in float64 that passes."""
@@ -32,7 +33,7 @@ LIMIT = 1e-8
 FLOAT32_LIMIT = 1e-3
 """The same in float32."""
 
-EPSILON = 1e-13
+EPSILON = 1e-15
 """Of the explicit rules, so small that it absorbs nothing that would be seen."""
 
 Status = Literal["covered", "failed", "not built"]
@@ -108,13 +109,35 @@ def _fail(row: Row, error: Exception) -> None:
 def _check(row: Row, name: str, size: Size) -> None:
     type_ = model_type(name)
     row.model_class, row.task = type_.model_class, type_.task
-    model = _frozen(build(name, size, torch.float64))
+    with ExactFloat64():
+        model = _frozen(build(name, size, torch.float64))
+        sample = example(model, name, size)
     row.model_class = type(model).__name__
-    sample = example(model, name, size)
+    subject, relevance = examine(row, model, sample)
+    problems = [row.reason] if row.reason else []
+    problems += _attention(row, subject, relevance, name, size)
+    problems += _experts(row, subject, relevance, name, size)
+    problems += _forward(row, name, size)
+    row.reason = "; ".join(problems)
+    row.status = "failed" if problems else "covered"
+
+
+def examine(row: Row, model: nn.Module, sample: Example) -> tuple[Subject, list[Tensor]]:
+    """Put one model in float64 to the checks that it takes no other model for.
+
+    Args:
+        row: what is found goes in here.
+        model: any module, its parameters frozen.
+        sample: an input of it.
+
+    Returns:
+        Model and input, and the relevance of its leaves under AttnLRP.
+
+    """
     with ExactFloat64():
         plain = sample.run(model)
     row.status = "failed"
-    subject = _Subject(model, sample, plain.detach())
+    subject = Subject(model, sample, plain.detach())
     problems: list[str] = []
     relevance: dict[str, list[Tensor]] = {}
     for composite in _COMPOSITES:
@@ -138,20 +161,20 @@ def _check(row: Row, name: str, size: Size) -> None:
         row.explicit = max(row.explicit, error)
         if not error <= LIMIT:
             problems.append(f"explicit {composite.name} differs by {error:.1e}")
-    problems += _attention(row, subject, relevance["attnlrp"], name, size)
-    problems += _experts(row, subject, relevance["attnlrp"], name, size)
-    problems += _forward(row, name, size)
     row.reason = "; ".join(problems)
     row.status = "failed" if problems else "covered"
+    return subject, relevance["attnlrp"]
 
 
 def _frozen(model: nn.Module) -> nn.Module:
     """The model, its parameters without gradients: torch has other kernels for a bias with one."""
-    return model.requires_grad_(False)
+    model.requires_grad_(False)
+    is_double = all(p.dtype is torch.float64 for p in model.parameters())
+    return model.double() if is_double else model  # its buffers too
 
 
 @dataclass
-class _Subject:
+class Subject:
     """A model and an input, whose explained number is Σ seed · output."""
 
     model: nn.Module
@@ -199,17 +222,21 @@ class _Subject:
 
 def _conservation(ledger: Ledger) -> float:
     """What the ledger can't account for, relatively to the target: by operation, and in all."""
-    unexplained = sum(abs(account.rest) for account in ledger.accounts)
-    return (unexplained + ledger.imbalance()) / abs(ledger.target)
+    unexplained = sum(abs(account.rest) for account in ledger.accounts if account.is_unexplained)
+    scale = max(abs(ledger.target), ledger.gross)
+    return (unexplained + ledger.imbalance()) / scale if scale else math.nan
 
 
 def _worst(ledger: Ledger) -> str:
-    account = max(ledger.accounts, key=lambda account: abs(account.rest))
+    unexplained = [account for account in ledger.accounts if account.is_unexplained]
+    account = max(unexplained, key=lambda account: abs(account.rest))
     site = account.call.callsite
     return f" (most by {account.call.operation} in {site.module_class}: {site.text})"
 
 
 def _shares(ledger: Ledger) -> dict[str, float]:
+    if not ledger.target:
+        return {}
     shares = {name: value / ledger.target for name, value in ledger.absorbed().items()}
     return {name: round(share, 4) for name, share in shares.items() if abs(share) > 1e-6}
 
@@ -221,7 +248,7 @@ def _difference(found: list[Tensor], expected: list[Tensor]) -> float:
 
 
 def _attention(
-    row: Row, subject: _Subject, relevance: list[Tensor], name: str, size: Size
+    row: Row, subject: Subject, relevance: list[Tensor], name: str, size: Size
 ) -> list[str]:
     """Eager and SDPA attention must give the same, where the type has both."""
     if not getattr(type(subject.model), "_supports_sdpa", False):
@@ -229,7 +256,8 @@ def _attention(
     now = subject.model.config._attn_implementation
     other = "eager" if now == "sdpa" else "sdpa"
     try:
-        model = _frozen(build(name, size, torch.float64, attention=other))
+        with ExactFloat64():
+            model = _frozen(build(name, size, torch.float64, attention=other))
     except (ValueError, ImportError):
         return []
     with ExactFloat64():
@@ -238,7 +266,7 @@ def _attention(
     if not own <= LIMIT:
         row.note = f"eager and SDPA attention of transformers differ by {own:.1e}"
         return []
-    other_relevance = _Subject(model, subject.sample, plain).relevance(attnlrp)
+    other_relevance = Subject(model, subject.sample, plain).relevance(attnlrp)
     row.attention = _difference(other_relevance, relevance)
     if row.attention > LIMIT:
         return [f"relevance under {other} attention differs by {row.attention:.1e}"]
@@ -246,7 +274,7 @@ def _attention(
 
 
 def _experts(
-    row: Row, subject: _Subject, relevance: list[Tensor], name: str, size: Size
+    row: Row, subject: Subject, relevance: list[Tensor], name: str, size: Size
 ) -> list[str]:
     """A mixture of experts must give the same however its experts are called."""
     model: Any = subject.model
@@ -255,7 +283,7 @@ def _experts(
     model.set_experts_implementation("batched_mm")
     with ExactFloat64():
         plain = subject.sample.run(model).detach()
-    batched = _Subject(model, subject.sample, plain).relevance(attnlrp)
+    batched = Subject(model, subject.sample, plain).relevance(attnlrp)
     row.experts = _difference(batched, relevance)
     problems = []
     if not row.experts <= LIMIT:
@@ -266,7 +294,7 @@ def _experts(
     found = []
     for implementation in ("eager", "grouped_mm"):
         model.set_experts_implementation(implementation)
-        found.append(_Subject(model, sample, sample.run(model).detach()).relevance(attnlrp))
+        found.append(Subject(model, sample, sample.run(model).detach()).relevance(attnlrp))
     grouped = _difference(found[1], found[0])
     row.experts = max(row.experts, grouped)
     if not grouped <= FLOAT32_LIMIT:

@@ -13,13 +13,22 @@ __all__ = ["ExactFloat64"]
 
 
 class ExactFloat64(TorchFunctionMode):
-    """While it is active, a float64 tensor stays float64 where a model asks for float32.
+    """While it is active, what a model asks for in float32 it gets in float64.
 
-    Norms, eager softmax and routers of `transformers` compute in float32 whatever the dtype, so
-    that a float64 model is exact to 1e-7 only, its eager and SDPA attention differ by as much,
-    and eager attention is NaN where a row is wholly masked, as it is on the left of a causal one:
-    the lowest float64 is -inf in float32. Enter it around the forward, outside of lxt's context.
+    Norms, eager softmax, routers and masks of `transformers` are computed in float32 whatever the
+    dtype, so that a float64 model is exact to 1e-7 only, its eager and SDPA attention differ by as
+    much, and attention is NaN where a row is wholly masked: the lowest float64 is -inf in float32.
+    Enter it around the forward, outside of lxt's context.
     """
+
+    def __enter__(self) -> ExactFloat64:
+        self._default = torch.get_default_dtype()
+        torch.set_default_dtype(torch.float64)
+        return super().__enter__()
+
+    def __exit__(self, *error: Any) -> None:
+        super().__exit__(*error)
+        torch.set_default_dtype(self._default)
 
     def __torch_function__(
         self,
@@ -29,9 +38,8 @@ class ExactFloat64(TorchFunctionMode):
         kwargs: dict[str, Any] | None = None,
     ) -> Any:
         kwargs = kwargs or {}
-        if args and isinstance(args[0], Tensor) and args[0].dtype is torch.float64:
-            if func is Tensor.float:
-                return args[0]
-            args = tuple(torch.float64 if a is torch.float32 else a for a in args)
-            kwargs = {k: torch.float64 if v is torch.float32 else v for k, v in kwargs.items()}
+        if func is Tensor.float:
+            func = Tensor.double
+        args = tuple(torch.float64 if a is torch.float32 else a for a in args)
+        kwargs = {k: torch.float64 if v is torch.float32 else v for k, v in kwargs.items()}
         return func(*args, **kwargs)

@@ -156,13 +156,11 @@ def example(model: Any, name: str, size: Size) -> Example:
 
 
 def _tensor(making: Making, make: Any) -> Tensor:
-    made = make(making) if callable(make) else make
+    made: Any = make(making) if callable(make) else make
     return made if isinstance(made, Tensor) else making.floats(*made)
 
 
-def _embed(
-    making: Making, tweak: Tweak, leaves: dict[str, Tensor], kwargs: dict[str, Any]
-) -> str:
+def _embed(making: Making, tweak: Tweak, leaves: dict[str, Tensor], kwargs: dict[str, Any]) -> str:
     """Explain the embeddings of `input_ids`: as `inputs_embeds` where text is all there is.
 
     Returns:
@@ -206,9 +204,8 @@ def _path_of_embedding(
     for path, module in making.model.named_modules():
 
         def watch(module: nn.Module, args: Any, output: Any, path: str = path) -> None:
-            if args and isinstance(args[0], Tensor) and args[0].shape == ids.shape:
-                if torch.equal(args[0], ids):
-                    found.append(path)
+            if args and isinstance(args[0], Tensor) and torch.equal(args[0], ids):
+                found.append(path)
 
         if isinstance(module, nn.Embedding):
             handles.append(module.register_forward_hook(watch))
@@ -226,9 +223,7 @@ def _embedded(making: Making, ids: Any) -> Tensor:
 
 
 @torch.no_grad()
-def _caught(
-    making: Making, path: str, leaves: dict[str, Tensor], kwargs: dict[str, Any]
-) -> Tensor:
+def _caught(making: Making, path: str, leaves: dict[str, Tensor], kwargs: dict[str, Any]) -> Tensor:
     """What the embedding at `path` returns when the model runs."""
     caught: list[Tensor] = []
 

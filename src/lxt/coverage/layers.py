@@ -71,6 +71,9 @@ def cut_layers(part: Any, size: Size) -> dict[str, Any]:
             for k, v in have.items()
             if isinstance(v, int) and (_FIRST_FEW.fullmatch(k) or _LAST_FEW.fullmatch(k))
         }
+        own = _own(part) if name == "num_hidden_layers" else {}
+        if own:
+            per_layer["per_layer_config"] = [repr(own.get(i)) for i in range(count)]
         keep = _choose(count, per_layer, indices | few, size.layers)
         new[name] = len(keep)
         for k, v in per_layer.items():
@@ -79,7 +82,15 @@ def cut_layers(part: Any, size: Size) -> dict[str, Any]:
             new[k] = type(v)(keep.index(i) for i in v if i in keep)
         for k, v in few.items():
             new[k] = sum(i in v for i in keep)
+        if own:
+            new["per_layer_config"] = {keep.index(i): own[i] for i in keep if i in own}
     return new
+
+
+def _own(part: Any) -> dict[int, dict[str, Any]]:
+    """Attributes that single layers have to themselves, by the layer's index."""
+    spec = vars(part).get("_heterogeneity_spec")
+    return {} if spec is None else spec.per_layer_overrides
 
 
 def _are_indices(name: str, values: Any, count: int) -> bool:
@@ -98,7 +109,9 @@ def _scalars(values: Any) -> bool:
     return all(isinstance(v, int | float | str | bool) or v is None for v in values)
 
 
-def _choose(count: int, per_layer: dict[str, Any], indices: dict[str, Any], wanted: int) -> list[int]:
+def _choose(
+    count: int, per_layer: dict[str, Any], indices: dict[str, Any], wanted: int
+) -> list[int]:
     kinds: dict[Any, int] = {}
     for layer in range(count):
         kind = (

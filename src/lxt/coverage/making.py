@@ -46,9 +46,11 @@ class Making:
 
     @property
     def inner_config(self) -> Any:
-        """The configuration of the multimodal model inside a wrapper; None if there is no wrapper."""
+        """The configuration of the multimodal model inside a wrapper; None if there is none."""
         names = ("thinker_config", "vlm_config")
-        return next((getattr(self.config, name) for name in names if hasattr(self.config, name)), None)
+        return next(
+            (getattr(self.config, name) for name in names if hasattr(self.config, name)), None
+        )
 
     @property
     def vision_config(self) -> Any:
@@ -81,9 +83,9 @@ class Making:
     def ids(self, tokens: int | None = None, *more: int) -> Tensor:
         """Token ids [batch, tokens, …], none of them special."""
         shape = (self.size.batch, self.size.tokens if tokens is None else tokens, *more)
-        last = max(FIRST_ORDINARY_TOKEN + 8, self.vocabulary * 3 // 4)
-        last = min(last, self.vocabulary)
-        return torch.randint(min(FIRST_ORDINARY_TOKEN, last // 2), last, shape, generator=self._generator)
+        last = min(max(FIRST_ORDINARY_TOKEN + 8, self.vocabulary * 3 // 4), self.vocabulary)
+        first = min(FIRST_ORDINARY_TOKEN, last // 2)
+        return torch.randint(first, last, shape, generator=self._generator)
 
     def floats(self, *shape: int) -> Tensor:
         """Normal random numbers in the model's dtype."""

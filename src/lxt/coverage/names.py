@@ -1,4 +1,4 @@
-"""What an attribute's name says about its size: the generic rules that make a configuration tiny."""
+"""What an attribute's name says about its size: the rules that make a configuration tiny."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _WIDTH = re.compile(
     r"hidden_size_\w+|d_embed|input_embed_dim|pooler_output_size|latent_hidden_dim)"
 )
 _INSIDE = re.compile(
-    r"(intermediate_size|ffn_dim|n_inner|d_ff|ff_dim|mlp_dim|ffn_hidden_size|inner_dim|dim_ff|"
+    r"(dff|d_inner|intermediate_size_mlp|intermediate_size|ffn_dim|n_inner|d_ff|ff_dim|mlp_dim|ffn_hidden_size|inner_dim|dim_ff|"
     r"(\w+_)?(intermediate_size|intermediate_dim|ffn_dim|mlp_dim|feed_forward_hidden_size|"
     r"mlp_hidden_size|mlp_size|feedforward_dim|linear_units|inner_hidden_size|ff_dim|d_ff))"
 )
@@ -41,11 +41,15 @@ _HEAD_DIM = re.compile(
     r"(head_dim|d_kv|kv_channels|\w*headdim|attention_head_size|head_size|d_head|dim_head|"
     r"(\w+_)?(head_dim|head_size|d_head|kv_dim))"
 )
-_RANK = re.compile(r"(\w+_)?(lora_rank|rank|lora_dim|lora_r|time_step_rank|dt_rank)|lora_\w*rank\w*")
-_VOCABULARY = re.compile(r"(\w+_)?(vocab_size|vocabulary_size|num_embeddings)(_\w+)?|n_vocab")
+_RANK = re.compile(
+    r"(\w+_)?(lora_rank|rank|lora_dim|lora_r|time_step_rank|dt_rank)|lora_\w*rank\w*"
+)
+_VOCABULARY = re.compile(
+    r"(\w+_)?(vocab_size|vocabulary_size|num_embeddings)(_\w+)?|n_vocab|num_hash_buckets"
+)
 _POSITIONS = re.compile(
     r"(\w*max_position_embeddings|n_positions|n_ctx|max_seq_len\w*|max_sequence_length|"
-    r"seq_length|model_max_length|max_text_len\w*|max_\w*positions|context_size|"
+    r"seq_length|model_max_length|max_text_len\w*|max_\w*positions?|context_size|"
     r"max_length|block_size|max_pos_emb|original_max_position_embeddings|"
     r"max_text_tokens|max_speech_tokens|seq_len|max_encoded_\w+|left_max_\w+|right_max_\w+)"
 )
@@ -78,9 +82,7 @@ _IMAGE = re.compile(
 _PATCH = re.compile(r"(patch_size|encoder_patch_size|vision_patch_size)")
 _MEL = re.compile(r"(num_mel_bins|feature_size|n_mels|mel_bins|num_mels|mel_dim|n_mel_channels)")
 _OFF = re.compile(r"\w*(drop|jitter|dropout|drop_path|layerdrop)\w*")
-_STATE = re.compile(
-    r"(state_size|ssm_state_size|mamba_d_state|d_state|ssm_d_state)"
-)
+_STATE = re.compile(r"(state_size|ssm_state_size|mamba_d_state|d_state|ssm_d_state)")
 _GROUPS = re.compile(r"(mamba_n_groups|n_groups|mamba_ngroups|ssm_n_groups)")
 _FEW = re.compile(
     r"(num_queries|num_query_tokens|num_latents|n_latents|\w*_n_latents|num_detection_tokens|"
@@ -180,6 +182,7 @@ _RULES: tuple[tuple[re.Pattern[str], Rule], ...] = (
     (_OFFSET, _at_most(lambda s: 1)),
     (_ACTIVE, _at_most(lambda s: 2)),
     (_SHARED, lambda part, value, size: value),
+    (re.compile("mamba_d_ssm"), _exactly(lambda s: 2 * s.hidden)),
     (re.compile("zero_expert_num"), _at_most(lambda s: s.experts // 2)),
     (_EXPERTS, _at_most(lambda s: s.experts)),
     (_KV_HEADS, _kv_heads),
@@ -254,7 +257,7 @@ def _rope(part: Part, value: dict[str, Any], size: Size) -> dict[str, Any]:
         share = 1.0
     pairs = max(1, int(width * share) // 2)
     if "mrope_section" in (part.get("ignore_keys_at_rope_validation") or ()):
-        value = {"mrope_section": [2, 1, 1], **value}  # their code falls back to one for large heads
+        value = {"mrope_section": [2, 1, 1], **value}  # else they assume one for large heads
     new = dict(value)
     for key, entry in value.items():
         if key in ("short_factor", "long_factor") and isinstance(entry, list):

@@ -43,6 +43,13 @@ def tiny_config(name: str, size: Size) -> Any:
             if new is not value:
                 set_attribute(part, attribute, new)
         for attribute, value in layers.get(id(part), {}).items():
+            if attribute == "per_layer_config":
+                vars(part).pop("_heterogeneity_spec")
+                part.per_layer_config = {
+                    index: {k: shrink(before | own, k, v, size) for k, v in own.items()}
+                    for index, own in value.items()
+                }
+                continue
             if isinstance(value, list | tuple):  # a number per layer
                 value = type(value)(shrink(before, attribute, v, size) for v in value)
             set_attribute(part, attribute, value)
@@ -170,7 +177,7 @@ _MROPE = re.compile(
 
 def _set_mrope(part: Any, size: Size) -> None:
     """Sections that fill the rotary channels: the models' own default is for their full size."""
-    rope = dict(part.rope_parameters or {"rope_type": "default", "rope_theta": 1e4})
+    rope: dict[str, Any] = dict(part.rope_parameters or {"rope_type": "default", "rope_theta": 1e4})
     pairs = int(size.head * (rope.get("partial_rotary_factor") or 1.0)) // 2
     side = max(1, pairs // 3)
     time = pairs - 2 * side

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Iterator
-from types import CellType, CodeType, FunctionType, MethodType
+from types import CellType, CodeType, FunctionType, MethodType, ModuleType
 from typing import Any
 
 from torch import nn
@@ -64,7 +64,7 @@ class _Rewiring:
         self.wanted = wanted
         self.attributes: dict[str, Any] = {}
         self.copies: dict[FunctionType, FunctionType | None] = {}
-        self.stand_in = _stand_in_for(module, self.attributes)
+        self.stand_in = _StandIn(module, self.attributes)
 
     def replacement(self, value: Any, home: str | None) -> Any:
         """What to put in the place of a value that a function refers to, or None for nothing.
@@ -99,12 +99,15 @@ class _Rewiring:
             return self.copies[function]
         self.copies[function] = None  # while it is being looked at: it may call itself
         names = frozenset(_names(function.__code__))
-        found = {
-            name: new
-            for name in names
-            if name in function.__globals__
-            and (new := self.replacement(function.__globals__[name], function.__module__))
-        }
+        found: dict[str, Any] = {}
+        for name in names & function.__globals__.keys():
+            value = function.__globals__[name]
+            if isinstance(value, ModuleType):
+                new = self._namespace(value, names)
+            else:
+                new = self.replacement(value, function.__module__)
+            if new is not None:
+                found[name] = new
         cells = [self._cell(cell) for cell in function.__closure__ or ()]
         attributes = self._replaced_attributes(names - _ITSELF, function.__module__)
         self.attributes.update(attributes)
@@ -122,6 +125,16 @@ class _Rewiring:
         self.copies[function] = copied
         return copied
 
+    def _namespace(self, module: ModuleType, names: frozenset[str]) -> _Namespace | None:
+        """What stands for a Python module, some of whose functions are called by these names."""
+        held = {name: module.__dict__[name] for name in names & module.__dict__.keys()}
+        found = {
+            name: _Dispatch(value)
+            for name, value in held.items()
+            if isinstance(value, FunctionType) and self.wanted(value)
+        }
+        return _Namespace(module, found) if found else None
+
     def _cell(self, cell: CellType) -> CellType | None:
         try:
             new = self.replacement(cell.cell_contents, None)  # a decorator's, from another file
@@ -138,6 +151,8 @@ class _Rewiring:
                 value = _method(type(self.module), name)
                 value = value and value.__get__(self.module)
             new = self.replacement(value, home if isinstance(value, FunctionType) else None)
+            if isinstance(new, MethodType) and new.__self__ is self.stand_in:
+                new = _Method(new.__func__)
             if new is not None:
                 found[name] = new
         return found
@@ -162,24 +177,46 @@ def _names(code: CodeType) -> Iterator[str]:
             yield from _names(constant)
 
 
-def _stand_in_for(module: nn.Module, attributes: dict[str, Any]) -> Any:
-    """What a method takes for the module itself: the module, but for some of its attributes."""
+class _Namespace:
+    """A Python module, but for some of its functions."""
 
-    class StandIn:
-        @property
-        def __class__(self) -> type:  # pyright: ignore[reportIncompatibleMethodOverride]
-            return type(module)
+    def __init__(self, module: ModuleType, found: dict[str, Any]) -> None:
+        self.__dict__.update(found)
+        self._lxt_stands_for = module
 
-        def __getattr__(self, name: str) -> Any:
-            return attributes[name] if name in attributes else getattr(module, name)
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._lxt_stands_for, name)
 
-        def __setattr__(self, name: str, value: Any) -> None:
-            setattr(module, name, value)
 
-        def __delattr__(self, name: str) -> None:
-            delattr(module, name)
+class _Method:
+    """A method's copy, which the stand-in binds when asked: held bound, it would hold itself."""
 
-        def __call__(self, *args: Any, **kwargs: Any) -> Any:
-            return module(*args, **kwargs)
+    def __init__(self, function: FunctionType) -> None:
+        self.function = function
 
-    return StandIn()
+
+class _StandIn:
+    """What a method takes for its module: the module, but for some of its attributes."""
+
+    def __init__(self, module: nn.Module, attributes: dict[str, Any]) -> None:
+        object.__setattr__(self, "_lxt_stands_for", (module, attributes))
+
+    @property
+    def __class__(self) -> type:  # pyright: ignore[reportIncompatibleMethodOverride]
+        return type(self._lxt_stands_for[0])
+
+    def __getattr__(self, name: str) -> Any:
+        module, attributes = self._lxt_stands_for
+        if name not in attributes:
+            return getattr(module, name)
+        new = attributes[name]
+        return MethodType(new.function, self) if isinstance(new, _Method) else new
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        setattr(self._lxt_stands_for[0], name, value)
+
+    def __delattr__(self, name: str) -> None:
+        delattr(self._lxt_stands_for[0], name)
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        return self._lxt_stands_for[0](*args, **kwargs)

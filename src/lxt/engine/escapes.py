@@ -28,7 +28,7 @@ from lxt.engine.callsite import describe_callsite
 from lxt.engine.opaque import tensors_in
 from lxt.errors import UnknownOperation
 
-__all__ = ["Escapes", "unseen_values"]
+__all__ = ["STOPS", "Escapes", "unseen_values"]
 
 
 def _existing(*names: str) -> Iterator[Any]:
@@ -58,7 +58,7 @@ _WAYS_OUT: dict[Any, str] = {
     ),
     torch.autograd.grad: "it differentiates what the rules are in force for",
 }
-_STOPS = frozenset((Tensor.detach, torch.detach, Tensor.data.__get__))  # pyright: ignore[reportAttributeAccessIssue]
+STOPS = frozenset((Tensor.detach, torch.detach, Tensor.data.__get__))  # pyright: ignore[reportAttributeAccessIssue]
 
 # Parts of torch whose subclasses and modes are what they seem; not so torch.nested, torch.masked.
 _TRUSTED = (
@@ -84,6 +84,8 @@ class Escapes:
             leaves = args[0].requires_grad or args[0] in _stopped
         elif func in _NUMBERS:
             leaves = args[0].requires_grad
+        elif func is Tensor.new_tensor:  # of its own tensor it takes the dtype and device
+            leaves = any(x.requires_grad for x in tensors_in((*args[1:], *kwargs.values())))
         else:
             leaves = any(x.requires_grad for x in tensors_in((*args, *kwargs.values())))
         return _WAYS_OUT[func] if leaves and not _in_a_hook() else None
@@ -92,7 +94,7 @@ class Escapes:
         self, func: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any], result: Any
     ) -> str | None:
         """Why the result of a call is not what its rule stands for, if it isn't."""
-        if func in _STOPS:
+        if func in STOPS:
             if any(x.requires_grad or x in _stopped for x in (*args, *kwargs.values())):
                 _stopped[result] = None
             return None

@@ -74,6 +74,9 @@ class Observer(Protocol):
     def ends(self, result: Any) -> None:
         """It has run."""
 
+    def escapes(self, function: Any, reason: str) -> None:
+        """A torch function hands values to where no rule sees them."""
+
     def stopped(self, result: Any) -> None:
         """An operation has run where the model's code has switched gradients off."""
 
@@ -167,7 +170,10 @@ class RuleMode(TorchFunctionMode):
             return
         if not self._tolerant:
             raise unseen_values(self.propagation.model, func, reason)
-        self._leave_plain(f"{target_name(func)} ({reason})")
+        if self.propagation.observer is not None:
+            self.propagation.observer.escapes(func, reason)
+        else:
+            self._leave_plain(f"{target_name(func)} ({reason})")
 
     def _leave_plain(self, what: str) -> None:
         """Tell whoever wants to know that an operation hands back its plain gradient."""

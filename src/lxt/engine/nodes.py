@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-__all__ = ["Formulation", "formulation_of", "hands_on"]
+from torch import Tensor
+
+__all__ = ["Formulation", "formulation_of", "hands_on", "kind_of"]
 
 Formulation = Literal["gradient", "relevance"]
 """What backward passes take and return."""
@@ -30,3 +32,13 @@ def hands_on(node: Any) -> bool:
 def formulation_of(node: Any) -> Formulation | None:
     """What the backward pass of a node deals in, if it is an LRP rule by itself."""
     return "relevance" if _function(node).startswith("lxt.explicit.") else None
+
+
+def kind_of(node: Any) -> str:
+    """The name of a node, or of the operation that an explicit rule stands for."""
+    inner = getattr(node, "output", None)
+    if isinstance(inner, Tensor) and inner.grad_fn is not None:
+        return inner.grad_fn.name()
+    if getattr(getattr(node, "_forward_cls", None), "is_product", False):
+        return "MulBackward0"
+    return node.name()

@@ -19,7 +19,7 @@ from torch import Tensor
 from lxt.engine.nodes import Formulation, formulation_of, hands_on
 from lxt.errors import ReentrantCheckpoint, UnknownOperation
 
-__all__ = ["OpaqueOperations", "next_number", "tensors_in"]
+__all__ = ["OpaqueOperations", "is_seen_through", "next_number", "tensors_in"]
 
 next_number = torch._C._autograd._get_sequence_nr  # pyright: ignore[reportAttributeAccessIssue]
 
@@ -56,6 +56,11 @@ def _refuse_transformed(operands: Iterable[Tensor]) -> None:
                     "torch.func (vmap, grad, …) hides which operations relevance runs through: "
                     "call the model in a plain loop or with a batch instead"
                 )
+
+
+def is_seen_through(node: Any) -> bool:
+    """Whether a node that no torch function made only hands on what it gets."""
+    return node.name() in _VIEWS or hands_on(node)
 
 
 class OpaqueOperations:
@@ -120,7 +125,7 @@ class OpaqueOperations:
                 )
             if formulation_of(node) == self._formulation:
                 continue  # a rule by itself
-            if name not in _VIEWS and not hands_on(node):
+            if not is_seen_through(node):
                 return name
             if number not in self._looked_through:
                 self._looked_through.add(number)

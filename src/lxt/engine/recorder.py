@@ -19,12 +19,12 @@ from torch import Tensor, nn
 
 from lxt.composite import Rule, rule_name, target_name
 from lxt.engine.callsite import Callsite, callsite, module_names
-from lxt.engine.nodes import Formulation
-from lxt.engine.opaque import next_number, tensors_in
+from lxt.engine.nodes import Formulation, formulation_of
+from lxt.engine.opaque import is_seen_through, next_number, tensors_in
 from lxt.rules.declared import declarations_of
 from lxt.rules.registry import Absorbs, family_of
 
-__all__ = ["INPUT", "TARGET", "Call", "Flow", "Recorder", "Settlement"]
+__all__ = ["HANDED_ON", "INPUT", "TARGET", "Call", "Escape", "Flow", "Recorder", "Settlement"]
 
 Edge = tuple[Any, int]
 """A node of autograd's graph, or the identity of a leaf, and the number of the output."""
@@ -32,7 +32,7 @@ Edge = tuple[Any, int]
 INPUT, TARGET = -1, -2
 """Who hands relevance on or gets it where it is no call: what is explained, and by what."""
 
-UNSEEN = "an operation that was not seen"
+UNSEEN, HANDED_ON = "an operation that was not seen", "handed on"
 
 
 @dataclass
@@ -47,6 +47,7 @@ class Call:
         function: the torch function itself, or the class of a module; None if it was not seen.
         carriers: how many of its operands carry relevance.
         carries: whether its result does.
+        operand: the first that carries relevance, without its values.
         constants: the shapes of the floating-point operands that don't.
         arguments: what it was called with, kept where it has no rule.
         refusal: why its rule didn't take the call.
@@ -61,12 +62,22 @@ class Call:
     function: Any = None
     carriers: int = 0
     carries: bool = False
+    operand: Tensor = field(default_factory=lambda: torch.empty(0))
     constants: tuple[tuple[int, ...], ...] = ()
     arguments: tuple[tuple[Any, ...], dict[str, Any]] = ((), {})
     refusal: str | None = None
     absorbs: Absorbs | None = None
     shape: tuple[int, ...] = ()
     numbers: range = range(0)
+
+
+@dataclass(frozen=True)
+class Escape:
+    """A call that hands values to where no rule sees what becomes of them, and why."""
+
+    operation: str
+    reason: str
+    callsite: Callsite
 
 
 @dataclass
@@ -125,6 +136,7 @@ class Recorder:
 
     def __init__(self, model: nn.Module, formulation: Formulation) -> None:
         self.calls: list[Call] = []
+        self.escaped: list[Escape] = []
         self._model = model
         self._names = module_names(model)
         self._explicit = formulation == "relevance"
@@ -170,6 +182,10 @@ class Recorder:
             len(carriers),
             absorbs=_declared(rule, target),
         )
+        if carriers:
+            first = carriers[0]
+            one = torch.empty((), dtype=first.dtype, device=first.device)
+            call.operand = one.expand(first.shape)
         call.constants = tuple(
             tuple(t.shape)
             for t in (*tensors_in(args), *tensors_in(kwargs))
@@ -179,15 +195,32 @@ class Recorder:
         self._running = _Running(call, (tuple(args), dict(kwargs)), at_zero)
 
     def left_plain(self, what: str) -> None:
-        """The running operation, or if none runs one that was not seen, has no rule."""
-        if self._running is None:
+        """The running operation, or if none runs one that was not seen, has no rule.
+
+        A module or function in the open, of which no one operation runs, comes with its reason.
+        """
+        if self._running is None and not what.endswith(")"):
             self._unseen = what
+            return
+        if self._running is None:
+            if not self._closed:
+                self._note_unseen()
+                name, site = what.partition(" (")[0], callsite(self._model, self._names)
+                call = Call(name, None, "", site, carriers=1, carries=True, refusal=what)
+                call.numbers = range(self._end, self._end)
+                self.calls.append(call)
             return
         call = self._running.call
         if call.rule is not None:
             call.refusal = what
         call.rule = None
         call.arguments = self._running.arguments
+
+    def escapes(self, function: Any, reason: str) -> None:
+        """A torch function hands values to where no rule sees them."""
+        if not self._closed:
+            site = callsite(self._model, self._names)
+            self.escaped.append(Escape(target_name(function), reason, site))
 
     def ends(self, result: Any) -> None:
         """The operation has run."""
@@ -202,9 +235,12 @@ class Recorder:
             return
         call.carries = any(tensor.requires_grad for tensor in results)
         call.shape = tuple(results[0].shape) if results else ()
+        for tensor in results:
+            if tensor.requires_grad:
+                self._keep(tensor)
         for candidate in running.at_zero:
             pairs = list(zip(results, candidate, strict=False))
-            if all(at_zero.isfinite()[y.isfinite()].all() for y, at_zero in pairs):
+            if all(at_zero.isfinite()[y.detach().isfinite()].all() for y, at_zero in pairs):
                 for tensor, at_zero in pairs:
                     if tensor.requires_grad:
                         self._keep_at_zero(tensor, at_zero, running.first)
@@ -239,13 +275,20 @@ class Recorder:
     def _note_unseen(self) -> None:
         """Nodes made since the last call belong to an operation that no one saw."""
         now = next_number()
+        name, self._unseen = self._unseen, None
         if now != self._end:
-            name, self._unseen = self._unseen or UNSEEN, None
-            rule = None if name != UNSEEN else "handed on"
-            call = Call(name, rule, "", callsite(self._model, self._names), carriers=1, carries=True)
+            rule = None if self._closed and name else HANDED_ON
+            site = callsite(self._model, self._names)
+            call = Call(name or UNSEEN, rule, "", site, carriers=1, carries=True)
             call.numbers = range(self._end, now)
             self.calls.append(call)
             self._end = now
+
+    def _name_unseen(self, call: Call, node: Any) -> None:
+        """Take a note that such an operation did more than to hand on what it got."""
+        is_rule = formulation_of(node) == ("relevance" if self._explicit else "gradient")
+        if call.rule == HANDED_ON and not is_rule and not is_seen_through(node):
+            call.rule, call.operation = None, node.name().removesuffix("Backward")
 
     # --- the backward pass -----------------------------------------------------------------------
 
@@ -254,8 +297,9 @@ class Recorder:
         if self._explicit:
             seed = seed * output.detach()
         self._keep(output)
-        self._note_unseen()
+        within = len(self.calls)  # what comes after was made of the model's output
         self._closed = True
+        self._note_unseen()
         starts = [call.numbers.start for call in self.calls]
 
         def call_of(node: Any) -> int:
@@ -304,7 +348,15 @@ class Recorder:
             own = call_of(node)
             if own == INPUT:
                 continue
-            handles.append(node.register_prehook(arrives(node, own)))
+            if own < within:
+                self._name_unseen(self.calls[own], node)
+            # What passes on to another value of the same call, as a view's to what was written to,
+            # arrives there.
+            if not any(
+                source is not None and call_of(source) == own and (source, nr) in self._values
+                for source, nr in node.next_functions
+            ):
+                handles.append(node.register_prehook(arrives(node, own)))
             outward = [
                 (place, call_of(source), _edge_of(source, output_nr))
                 for place, (source, output_nr) in enumerate(node.next_functions)

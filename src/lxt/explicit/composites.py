@@ -129,10 +129,11 @@ class _Form:
             self.by_operation[operation] = {rule: explicit.each_output(rule, eps, outputs)}
         for operation in spelled("log", "log2", "log10"):
             self.by_operation[operation] = {REGISTRY[operation].rule: written.logarithm(eps)}
+        elements = explicit.elementwise_product(eps)
         for operation in spelled("mul", "multiply"):
             self.by_operation[operation] = {
-                bilinear.product: explicit.uniform,
-                bilinear.gated_product: explicit.gated(explicit.uniform),
+                bilinear.product: elements,
+                bilinear.gated_product: explicit.gated(elements),
             }
 
     def of(self, target: Target, rule: Rule) -> Rule:
@@ -156,11 +157,13 @@ class _Form:
             return explicit.identity(self.eps, rule.gates)
         return explicit.linearised(rule, self.eps)
 
-    def _in_place(self, target: Target, plain: Operation, rule: Rule) -> Family:
+    def _in_place(self, target: Target, plain: Operation, rule: explicit.Rule) -> Family:
         """The form of the rule of an in-place operation: that of its twin if both are presets'."""
         for preset in (composites.attnlrp, composites.cp_lrp):
             if preset.get(target) is rule:
-                return in_place(as_family(self.of(plain, preset[plain])), plain)
+                form = self.of(plain, preset[plain])
+                assert not isinstance(form, Within), "that is for modules"
+                return in_place(as_family(form), plain)
         operation: Any = target
         form = explicit.linearised(explicit.on_a_copy(rule), self.eps)
         return in_place(as_family(form), operation)

@@ -198,6 +198,17 @@ def uniform(operation: Operation, *args: Any, **kwargs: Any) -> Any:
     return uniform_rule_fn.apply(call, *carriers) if carriers else operation(*args, **kwargs)
 
 
+def elementwise_product(eps: float) -> Family:
+    """The uniform rule, but for complex numbers, whose parts mix: the uniform ε-rule."""
+    mixed = uniform_epsilon(eps)
+
+    def apply(operation: Operation, *args: Any, **kwargs: Any) -> Any:
+        is_complex = any(x.is_complex() for x in tensors_in((*args, kwargs)))
+        return (mixed if is_complex else uniform).function(operation, *args, **kwargs)
+
+    return Family(apply, "elementwise_product")
+
+
 def gated(rule: Rule, first: int = 0, names: Sequence[str] = SECOND) -> Family:
     """CP-LRP: `rule`, with a factor that a non-linearity put out as a constant.
 
@@ -336,7 +347,8 @@ def attention(eps: float, weights_are_constant: bool = False) -> Callable[..., T
         if attn_mask is not None and attn_mask.dtype is torch.bool:
             scores = scores.masked_fill(~attn_mask, -torch.inf)
         elif attn_mask is not None:
-            scores = lf.add2(scores, attn_mask.to(wide), epsilon=eps)
+            mask = attn_mask.detach() if weights_are_constant else attn_mask
+            scores = lf.add2(scores, mask.to(wide), epsilon=eps)
         # A query that sees no key has no weights at all.
         blind = scores.isneginf().all(-1, keepdim=True)
         weights = lf.softmax(scores.masked_fill(blind, 0.0), -1).masked_fill(blind, 0.0)
@@ -351,8 +363,8 @@ def attention(eps: float, weights_are_constant: bool = False) -> Callable[..., T
         is_causal: bool = False,
         **kwargs: Any,
     ) -> Tensor:
-        if weights_are_constant:
-            query, key, attn_mask = map(constant_if_carrying, (query, key, attn_mask))
+        if weights_are_constant:  # the mask as well, but torch has another kernel for a constant
+            query, key = map(constant_if_carrying, (query, key))
         operands = [query, key, value, attn_mask]
         named = {"is_causal": is_causal, **kwargs}
         dtype = query.dtype

@@ -120,9 +120,21 @@ def _input_times_gradient(
         output, leaves, ratio.to(output.dtype), retain_graph=True, allow_unused=True
     )
     return [
-        torch.zeros_like(x) if g is None else (x.to(precision(x)) * g).to(x.dtype)
+        torch.zeros_like(x) if g is None else by_parts(_times, x, g)
         for x, g in zip(inputs, gradients, strict=True)
     ]
+
+
+def _times(x: Tensor, gradient: Tensor) -> Tensor:
+    return (x.to(precision(x)) * gradient).to(x.dtype)
+
+
+def by_parts(function: Callable[..., Tensor], *operands: Tensor) -> Tensor:
+    """A function of elements, of the real and imaginary parts each where numbers are complex."""
+    if not operands[0].is_complex():
+        return function(*operands)
+    parts = (torch.view_as_real(x.resolve_conj()) for x in operands)
+    return torch.view_as_complex(function(*parts).contiguous())
 
 
 def _scattered(relevances: Iterable[Any], carried: Sequence[bool]) -> list[Any]:
@@ -186,8 +198,10 @@ class uniform_epsilon_lrp_fn(epsilon_lrp_fn):
 
 
 def _epsilon_relevances(ctx: Any, r: Tensor, share: int) -> list[Any]:
-    y = ctx.output.detach()
-    ratio = r / _stabilize(y.to(precision(y, r)), ctx.epsilon) / share
+    def stabilized(r: Tensor, y: Tensor) -> Tensor:
+        return r / _stabilize(y.to(precision(y, r)), ctx.epsilon) / share
+
+    ratio = by_parts(stabilized, r, ctx.output.detach())
     relevances = _input_times_gradient(ctx.output, ctx.leaves, ctx.saved_tensors, ratio)
     return _scattered(relevances, ctx.carried)
 

@@ -369,3 +369,7 @@ activation("log1p", "asin", "acos", "atanh", samples=[sample(positive_t(3, 5))],
 activation("erfinv", samples=[sample(positive_t(3, 5))], rule=curve)
 activation("clamp", "clip", samples=[sample(t(3, 5), -0.5, 0.7), sample(t(3, 5), 0.3)], rule=curve)
 activation("clamp_min", "clamp_max", samples=[sample(t(3, 5), 0.2)], rule=curve)
+
+# --- steps: autograd's gradient is 0, but a secant needs no derivative ----------------------------
+
+activation("round", "floor", "ceil", "trunc", "fix", "sign", "sgn", rule=curve)

@@ -87,7 +87,8 @@ def value_only_attention(
 
     torch takes another kernel for a mask that requires grad, so such a mask stays one.
     """
-    mask = scale(attn_mask, 0) if carries_relevance(attn_mask) else attn_mask
+    is_constant = attn_mask is None or not attn_mask.requires_grad
+    mask = attn_mask if is_constant else scale(attn_mask, 0)
     return attention_without_dropout(stop(query), stop(key), value, mask, *args, **kwargs)
 
 

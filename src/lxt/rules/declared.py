@@ -61,16 +61,7 @@ def rule(
         raise InvalidRule(f'absorbs is "nothing", "values at 0" or "anything", not {absorbs!r}')
 
     def declare(written: AnyRule) -> AnyRule:
-        if isinstance(written, Family):
-            declared: Any = replace(written)  # one Family serves many: this one is not touched
-        elif callable(written) and not isinstance(written, type):
-
-            @functools.wraps(written)
-            def declared(*args: Any, **kwargs: Any) -> Any:
-                return written(*args, **kwargs)
-
-        else:
-            raise InvalidRule(f"{written!r} is no rule: decorate a function")
+        declared: Any = _twin(written)
         entries = tuple(
             Entry(operation, declared, source, samples, "", absorbs) for operation in operations
         )
@@ -78,6 +69,22 @@ def rule(
         return declared
 
     return declare
+
+
+def _twin(written: Any) -> Any:
+    """The same rule as another object, so that what is noted of it is not noted of the first."""
+    if isinstance(written, Family):
+        twin = replace(written)
+        object.__setattr__(twin, "__doc__", written.__doc__)
+        return twin
+    if not callable(written) or isinstance(written, type):
+        raise InvalidRule(f"{written!r} is no rule: decorate a function")
+
+    @functools.wraps(written)
+    def same(*args: Any, **kwargs: Any) -> Any:
+        return written(*args, **kwargs)
+
+    return same
 
 
 def declarations_of(written: Any) -> tuple[Entry, ...]:

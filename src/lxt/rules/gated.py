@@ -161,8 +161,6 @@ def _network(
 
 
 def _require_constant_weights(params: Any) -> None:
-    if isinstance(params, Tensor | bool) or not isinstance(params, list | tuple):
-        raise Refusal("its sequences are packed: give the module padded ones")
     for parameter in params:
         require_own(parameter)
         if carries_relevance(parameter):
@@ -193,7 +191,7 @@ _lstm_state, _states = [t(1, 2, 2), t(1, 2, 2)], [t(4, 2, 2), t(4, 2, 2)]
 )
 def lstm(input: Tensor, hx: Any, *args: Any) -> Any:
     """LSTM: input, forget and output gates are constants; dropout is off."""
-    return _network("lstm", torch.lstm, input, hx, *_checked(args))
+    return _network("lstm", torch.lstm, input, hx, *_padded(hx, args))
 
 
 @rule(
@@ -206,14 +204,14 @@ def lstm(input: Tensor, hx: Any, *args: Any) -> Any:
 )
 def gru(input: Tensor, hx: Any, *args: Any) -> Any:
     """GRU: update and reset gates are constants; dropout is off."""
-    return _network("gru", torch.gru, input, hx, *_checked(args))
+    return _network("gru", torch.gru, input, hx, *_padded(hx, args))
 
 
 def rnn(kind: str, operation: Callable[..., Any]) -> Callable[..., Any]:
     """The rule of a network without gates: secants and linear maps; dropout is off."""
 
     def plain(input: Tensor, hx: Any, *args: Any) -> Any:
-        return _network(kind, operation, input, hx, *_checked(args))
+        return _network(kind, operation, input, hx, *_padded(hx, args))
 
     return plain
 
@@ -223,9 +221,9 @@ for _kind, _operation in (("rnn_tanh", torch.rnn_tanh), ("rnn_relu", torch.rnn_r
     rule(_operation, source=SOURCE, samples=[_call])(rnn(_kind, _operation))
 
 
-def _checked(args: tuple[Any, ...]) -> Any:
+def _padded(hx: Any, args: tuple[Any, ...]) -> Any:
     """The arguments after the states, of a call that isn't for packed sequences."""
-    if len(args) != 7 or isinstance(args[0], Tensor) or not isinstance(args[0], list | tuple):
+    if isinstance(hx, Tensor) and not hx.is_floating_point():  # the sizes of their batches
         raise Refusal("its sequences are packed: give the module padded ones")
     return args
 

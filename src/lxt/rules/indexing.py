@@ -128,12 +128,12 @@ picks("adaptive_max_pool2d", samples=[sample(t(1, 2, 4, 4), 2)])
 
 @family
 def reduce_at(
-    operation: Operation, x: Tensor, dim: int, index: Tensor, source: Tensor, reduce: str, **kw: Any
+    operation: Operation, x: Tensor, dim: int, index: Tensor, src: Tensor, reduce: str, **kw: Any
 ) -> Tensor:
     """Write sums, means, maxima or minima to places; a product is none of these."""
-    if reduce == "prod" and any(map(carries_relevance, (x, source))):
+    if reduce == "prod" and any(map(carries_relevance, (x, src))):
         raise Refusal("it multiplies what it writes, and no rule says by how many factors")
-    return operation(x, dim, index, source, reduce, **kw)
+    return operation(x, dim, index, src, reduce, **kw)
 
 
 register(
@@ -142,7 +142,7 @@ register(
     source="picks values",
     samples=[
         sample(x, 1, index_t(3, 2, below=4), t(3, 2), "mean"),
-        sample(x, 1, index_t(3, 2, below=4), t(3, 2), "amax", include_self=False),
+        sample(x, 1, index_t(3, 2, below=4), src=t(3, 2), reduce="amax", include_self=False),
     ],
 )
 

@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from lxt.engine.nodes import kind_of
 from lxt.gradients import TRANSPARENT, carries_relevance, compute_dtype, curve_of
 from lxt.rules.registry import Refusal
 
@@ -42,16 +43,6 @@ _SUMS = frozenset(
 _SHIFTS = frozenset(
     f"{name}Backward0" for name in ("Add", "Sub", "Mul", "Div", "Maximum", "NanToNum", "Where")
 )
-
-
-def _name(node: Any) -> str:
-    """The name of a node, or of the operation that an explicit rule stands for."""
-    inner = getattr(node, "output", None)
-    if isinstance(inner, Tensor) and inner.grad_fn is not None:
-        return inner.grad_fn.name()
-    if getattr(getattr(node, "_forward_cls", None), "is_product", False):
-        return "MulBackward0"
-    return node.name()
 
 
 def _sources(node: Any) -> list[Any]:
@@ -84,7 +75,7 @@ def _summed_exponentials(x: Tensor) -> list[Any]:
             if summed:
                 found.append(node)
             continue
-        name = _name(node)
+        name = kind_of(node)
         if name not in TRANSPARENT | _SUMS | _SHIFTS and not _is_clamp(node):
             continue
         sources = _sources(node)
@@ -114,7 +105,7 @@ def _same_value(a: Any, b: Any, depth: int = 8) -> bool:
     """Whether two nodes put out the same: they are one, or the same step from the same."""
     if a is b:
         return True
-    if depth == 0 or _name(a) != _name(b):
+    if depth == 0 or kind_of(a) != kind_of(b):
         return False
     pairs = list(zip(_sources(a), _sources(b), strict=False))
     same_number = len(_sources(a)) == len(_sources(b)) > 0
@@ -195,11 +186,11 @@ def _proven(
 ) -> WrittenSoftmax | None:
     node, candidates = numerator.grad_fn, []
     while node is not None:  # back to the exponential, over masks at most
-        if all(_name(n) in _IDENTITIES for n in candidates):
+        if all(kind_of(n) in _IDENTITIES for n in candidates):
             candidates.append(node)
         if _is_exponential(node):
             break
-        name, sources = _name(node), _sources(node)
+        name, sources = kind_of(node), _sources(node)
         masks = name.startswith(("MaskedFill", "Where", "Mul")) or name in _IDENTITIES
         node = sources[0] if masks and len(sources) == 1 else None
     if node is None:
@@ -279,13 +270,13 @@ def _chain(x: Tensor) -> Iterator[Any]:
     while node is not None:
         yield node
         sources = _sources(node)
-        walked = _name(node) in TRANSPARENT | _SHIFTS or _is_clamp(node)
+        walked = kind_of(node) in TRANSPARENT | _SHIFTS or _is_clamp(node)
         node = sources[0] if walked and len(sources) == 1 else None
 
 
 def is_probability(x: Tensor) -> bool:
     """Whether `x` came out of softmax: moved, masked, shifted by a constant at most."""
-    return any(_name(node) in _SOFTMAXES for node in _chain(x))
+    return any(kind_of(node) in _SOFTMAXES for node in _chain(x))
 
 
 def is_log_probability(x: Tensor) -> bool:
@@ -295,17 +286,17 @@ def is_log_probability(x: Tensor) -> bool:
         Refusal: it is u − logsumexp(v) with another v.
     """
     for node in _chain(x):
-        if _name(node) == "LogSoftmaxBackward0":
+        if kind_of(node) == "LogSoftmaxBackward0":
             return True
-        if _name(node) == "SubBackward0" and len(sources := _sources(node)) == 2:
+        if kind_of(node) == "SubBackward0" and len(sources := _sources(node)) == 2:
             return _is_difference(*sources)
     return False
 
 
 def _is_difference(u: Any, total: Any) -> bool:
-    while _name(total) in TRANSPARENT and len(_sources(total)) == 1:
+    while kind_of(total) in TRANSPARENT and len(_sources(total)) == 1:
         (total,) = _sources(total)
-    if _name(total) != "LogsumexpBackward0":
+    if kind_of(total) != "LogsumexpBackward0":
         return False
     (operand,) = _sources(total)
     u, operand = _origin(u), _origin(operand)
@@ -317,7 +308,7 @@ def _is_difference(u: Any, total: Any) -> bool:
 
 
 def _origin(node: Any) -> Any:
-    while _name(node) in _IDENTITIES and len(_sources(node)) == 1:
+    while kind_of(node) in _IDENTITIES and len(_sources(node)) == 1:
         (node,) = _sources(node)
     return node
 

@@ -103,15 +103,15 @@ def _equal(a: Tensor, b: Tensor) -> bool:
 class OneCallCase:
     """`OneCall` as a case for a ledger, from gradients that are drawn."""
 
-    model: OneCall
+    model: nn.Module
 
     def on(self, model: nn.Module) -> OneCallCase:
         """The same case of another instance."""
-        assert isinstance(model, OneCall)
         return OneCallCase(model)
 
     def forward(self, change: Change | None = None) -> Pass:
         """Run the call once."""
+        assert isinstance(self.model, OneCall)
         operands = self.model.operands
         if change is not None:
             operands = [change(x.detach()).requires_grad_() for x in operands]

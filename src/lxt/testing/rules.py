@@ -16,8 +16,8 @@ from lxt.auditing.ledger import Ledger
 from lxt.auditing.recording import recorded
 from lxt.composite import Composite, rule_name, target_name
 from lxt.composites import attnlrp
-from lxt.errors import CheckFailed, InvalidRule, LxtError
 from lxt.engine.recorder import wide
+from lxt.errors import CheckFailed, InvalidRule, LxtError
 from lxt.rules.declared import declarations_of
 from lxt.rules.registry import Absorbs, Sample
 from lxt.testing.one_call import OneCall, OneCallCase, floating, seed_for
@@ -67,7 +67,7 @@ def check_rule(
     for job in _jobs(rule, operation, samples, absorbs, composite):
         problems += [f"  {job.name}, {problem}" for problem in job.problems()]
     if problems:
-        raise CheckFailed("\n".join([f"{rule_name(rule)} does not hold:", *problems]))
+        raise CheckFailed("\n".join([f"{rule_name(rule)} is no sound rule:", *problems]))
 
 
 def _jobs(
@@ -78,7 +78,7 @@ def _jobs(
     composite: Composite,
 ) -> list[_Job]:
     declared = declarations_of(rule)
-    found = [
+    found: list[tuple[Callable[..., Any], tuple[Sample, ...], Absorbs]] = [
         (entry.operation, samples or entry.samples, absorbs or entry.absorbs)
         for entry in declared
         if operation in (None, entry.operation)
@@ -140,11 +140,11 @@ class _Job:
             return
         try:
             yield from self._forward(dtypes)
+            yield from self._writes(dtypes[0])
             yield from self._conservation(dtypes[0])
             yield from self._precision(dtypes)
             yield from self._layouts(dtypes[0])
             yield from self._zeros(dtypes[0])
-            yield from self._writes(dtypes[0])
             yield from self._keeps(dtypes[0])
         except Exception as error:
             if not isinstance(error, LxtError | RuntimeError | TypeError | ValueError):

@@ -90,53 +90,55 @@ def _coverage(report: Report) -> RenderableType:
             key = _short(row.operation), f"{row.rule or 'none'}{stops}"
             calls[key] += row.times
             modules[key].add(row.module_class)
-    table = _table(title, "operation", "rule", "in", right=("calls",))
+    table = _table("operation", "rule", "in", right=("calls",))
     for key, count in sorted(calls.items(), key=lambda item: -item[1]):
         names = sorted(modules[key])
         where = ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
         table.add_row(*(escape(_inert(cell)) for cell in (*key, where)), str(count))
-    return Padding(table, (1, 0, 0, 0))
+    return _titled(title, table)
 
 
 def _ledger(report: Report) -> Group:
-    table = _table("ledger", "who", right=("relevance", "share of the target"))
+    table = _table("who", right=("relevance", "share of the target"))
     books = {"the input": report.relevance, **report.absorbed}
     for name, value in books.items():
         if name == "the input" or abs(value) > 1e-6 * abs(report.target):
             label = name if name == "the input" else f"absorbed: {name}"
             table.add_row(label, _number(value), _share(value, report.target))
     table.add_row("the target", _number(report.target), _share(report.target, report.target))
-    worst = _table("who absorbed most", "operation", "rule", right=("by right", "softmax or rest"))
+    worst = _table("operation", "rule", right=("values at 0", "the rest"))
     for row in report.operations[:MOST_ROWS]:
         if max(abs(row.constant), abs(row.rest)) > 1e-6 * abs(report.target):
             names = _short(row.operation), row.rule or "none"
             worst.add_row(*map(escape, names), _number(row.constant), _number(row.rest))
-    parts = [Padding(part, (1, 0, 0, 0)) for part in (table, worst) if part.row_count]
-    return Group(*parts)
+    parts = {
+        "ledger: where the relevance of the target went": table,
+        "which operations absorbed most, as values at 0 (biases, shifts) or otherwise": worst,
+    }
+    return Group(*(_titled(title, part) for title, part in parts.items() if part.row_count))
 
 
 def _layers(report: Report) -> RenderableType:
-    table = _table(
-        "layers, from the input on", "module", right=("R in", "R out", "Σ|R| in", "Σ|R| out")
-    )
+    table = _table("module", right=("R in", "R out", "Σ|R| in", "Σ|R| out"))
     layers = report.layers
     kept = layers if len(layers) <= 2 * MOST_ROWS else (*layers[:4], *layers[-4:])
     for bound in kept:
         numbers = (bound.received, bound.passed, bound.gross_received, bound.gross_passed)
-        table.add_row(escape(bound.module), *map(_number, numbers))
-    return _with_rest(table, len(layers) - len(kept))
+        table.add_row(escape(_inert(bound.module)), *map(_number, numbers))
+    title = "layers in the model's order: relevance R that came in from above and went out below"
+    return _titled(title, table, hidden=len(layers) - len(kept))
 
 
 def _additions(report: Report) -> RenderableType:
     worst = sorted(report.additions, key=lambda addition: -addition.amplification)
-    table = _table("amplification at additions, the largest", "module", "code", right=("Σ|R|",))
+    table = _table("module", "code", right=("Σ|R|",))
     for addition in worst[: MOST_ROWS // 2]:
         table.add_row(
-            escape(addition.module or "the model"),
+            escape(_inert(addition.module or "the model")),
             escape(_inert(addition.code)),
             f"× {addition.amplification:.3g}",
         )
-    return Padding(table, (1, 0, 0, 0))
+    return _titled("where additions make the most of it: Σ|R| below over Σ|R| above", table)
 
 
 def _facts(report: Report) -> Padding:
@@ -164,10 +166,8 @@ def _facts(report: Report) -> Padding:
     return Padding(Group(*(Text(_inert(fact)) for fact in facts)), (1, 0, 0, 0))
 
 
-def _table(title: str, *columns: str, right: tuple[str, ...] = ()) -> Table:
-    table = Table(
-        title=title, title_justify="left", title_style="bold", box=None, padding=(0, 2, 0, 0)
-    )
+def _table(*columns: str, right: tuple[str, ...] = ()) -> Table:
+    table = Table(box=None, padding=(0, 2, 0, 0))
     for column in columns:
         table.add_column(column, overflow="fold", header_style="dim")
     for column in right:
@@ -175,10 +175,12 @@ def _table(title: str, *columns: str, right: tuple[str, ...] = ()) -> Table:
     return table
 
 
-def _with_rest(table: Table, hidden: int) -> RenderableType:
-    if hidden <= 0:
-        return Padding(table, (1, 0, 0, 0))
-    return Padding(Group(table, Text(f"… and {hidden} more", style="dim")), (1, 0, 0, 0))
+def _titled(title: str, table: Table, hidden: int = 0) -> Padding:
+    """A table under its title, which may be wider, and how many rows are not shown."""
+    parts: list[RenderableType] = [Text(_inert(title), style="bold"), table]
+    if hidden > 0:
+        parts.append(Text(f"… and {hidden} more", style="dim"))
+    return Padding(Group(*parts), (1, 0, 0, 0))
 
 
 def _short(operation: str) -> str:

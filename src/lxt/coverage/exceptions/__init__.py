@@ -1,8 +1,8 @@
 """What no generic rule can know about a model type: tables of data, one file per kind of input.
 
-An entry is a `Tweak`, keyed by model type, with a short reason. Its values may be functions:
-those in `config` of `Size`, the others of `Making`, which holds the model, the size, and helpers that draw
-tensors (see `lxt.coverage.inputs.Making`).
+An entry is a `Tweak`, keyed by model type, with a short reason. Its values may be functions: those
+in `config` of `Size`, the others of `Making`, which holds the model, the size, and helpers that
+draw tensors (see `lxt.coverage.making`).
 """
 
 from __future__ import annotations
@@ -67,10 +67,18 @@ def tweaks() -> dict[str, Tweak]:
     Raises:
         ValueError: two files have an entry for the same type.
     """
-    from lxt.coverage.exceptions import audio, documents, multimodal, series, text, vision
+    from lxt.coverage.exceptions import (
+        audio,
+        documents,
+        image_text,
+        multimodal,
+        series,
+        text,
+        vision,
+    )
 
     result: dict[str, Tweak] = {}
-    for module in (text, vision, documents, audio, series, multimodal):
+    for module in (text, vision, documents, audio, series, multimodal, image_text):
         for name, tweak in module.TWEAKS.items():
             if name in result:
                 raise ValueError(f"{name!r} has two entries, the second in {module.__name__}")

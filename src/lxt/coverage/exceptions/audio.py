@@ -226,7 +226,10 @@ TWEAKS: dict[str, Tweak] = {
     ),
     "moshi_depth": Tweak(
         "predicts the codes of one frame from the frame's state",
-        leaves={"last_hidden_state": lambda m: (m.size.batch, 1, m.config.input_size)},
+        leaves={
+            "last_hidden_state": lambda m: (m.size.batch, 1, m.config.input_size),
+            "embedding": None,
+        },
         kwargs={"input_ids": lambda m: _codes(m, m.config.num_codebooks)},
     ),
     "musicgen_decoder": _CODEBOOKS,
@@ -351,7 +354,11 @@ TWEAKS: dict[str, Tweak] = {
     ),
     "univnet": Tweak(
         "predicts a wave from noise and a spectrogram",
-        config={"model_in_channels": 8, "model_hidden_channels": 8},
+        config={
+            "model_in_channels": 8,
+            "model_hidden_channels": 8,
+            "kernel_predictor_hidden_channels": 8,
+        },
         leaves={
             "input_features": lambda m: (m.size.batch, m.size.tokens, m.config.num_mel_bins),
             "noise_sequence": lambda m: (m.size.batch, m.size.tokens, m.config.model_in_channels),

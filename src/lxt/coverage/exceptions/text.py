@@ -24,12 +24,20 @@ def _shared_states(making: Making) -> dict[str, Any]:
     states = {}
     for kind in dict.fromkeys(text.layer_types):
         full = kind == "full_attention"
-        heads = (full and getattr(text, "num_global_key_value_heads", None)) or text.num_key_value_heads
+        heads = (
+            full and getattr(text, "num_global_key_value_heads", None)
+        ) or text.num_key_value_heads
         width = text.global_head_dim if full else text.head_dim
         shape = (size.batch, heads, size.tokens, width)
         states[kind] = (making.floats(*shape), making.floats(*shape))
     return states
 
+
+_ASSISTANT_REASON = (
+    "all layers take keys and values from another model, which the configuration demands "
+    "(`num_kv_shared_layers == num_hidden_layers`) and transformers 5.23's "
+    "`kv_sharing_modes` refuses"
+)
 
 _ASSISTANT: dict[str, Any] = {
     "init": {
@@ -42,7 +50,9 @@ _ASSISTANT: dict[str, Any] = {
             "num_hidden_layers": 30,
         }
     },
-    "leaves": {"inputs_embeds": lambda m: (m.size.batch, m.size.tokens, 2 * m.config.backbone_hidden_size)},
+    "leaves": {
+        "inputs_embeds": lambda m: (m.size.batch, m.size.tokens, 2 * m.config.backbone_hidden_size)
+    },
     "kwargs": {
         "input_ids": None,
         "shared_kv_states": _shared_states,
@@ -52,6 +62,16 @@ _ASSISTANT: dict[str, Any] = {
 
 TWEAKS: dict[str, Tweak] = {
     "bamba": Tweak("its default has no attention layer", config={"attn_layer_indices": [1]}),
+    "big_bird": Tweak(
+        "short texts get full attention instead of blocks",
+        config={"block_size": 2, "num_random_blocks": 1},
+        kwargs={"input_ids": lambda m: m.ids(max(16, 2 * m.size.tokens))},
+    ),
+    "bigbird_pegasus": Tweak(
+        "short texts get full attention instead of blocks",
+        config={"block_size": 2, "num_random_blocks": 1},
+        kwargs={"input_ids": lambda m: m.ids(max(16, 2 * m.size.tokens))},
+    ),
     "blt": Tweak(
         "patches of bytes are cut by a second model, from ids",
         config={
@@ -89,10 +109,19 @@ TWEAKS: dict[str, Tweak] = {
         },
     ),
     "cpmant": Tweak("a learned prompt goes before the text", embedding="cpmant.input_embedding"),
-    "dbrx": Tweak("its default lacks the base of the rotary angles", config={"attn_config.rope_theta": 1e4, "attn_config.clip_qkv": 8.0}),
+    "dbrx": Tweak(
+        "its default lacks the base of the rotary angles",
+        config={"attn_config.rope_theta": 1e4, "attn_config.clip_qkv": 8.0},
+    ),
     "deepseek_v2": Tweak(
         "its default lacks the number of active experts",
-        config={"num_experts_per_tok": 2, "topk_method": "group_limited_greedy", "n_group": 2, "topk_group": 1, "first_k_dense_replace": 1},
+        config={
+            "num_experts_per_tok": 2,
+            "topk_method": "group_limited_greedy",
+            "n_group": 2,
+            "topk_group": 1,
+            "first_k_dense_replace": 1,
+        },
     ),
     "deepseek_v4": Tweak("hash routing reads token ids", by_ids=True),
     "dots1": Tweak(
@@ -114,10 +143,11 @@ TWEAKS: dict[str, Tweak] = {
         "its default has no vocabulary",
         config={"vocab_size": lambda size: size.vocabulary, "pad_token_id": 1, "mask_token_id": 2},
     ),
-    "gemma4_assistant": Tweak("drafts with the states of another model", **_ASSISTANT),
-    "gemma4_unified_assistant": Tweak("drafts with the states of another model", **_ASSISTANT),
+    "gemma4_assistant": Tweak(_ASSISTANT_REASON, **_ASSISTANT),
+    "gemma4_unified_assistant": Tweak(_ASSISTANT_REASON, **_ASSISTANT),
     "gemma4_text": Tweak(
-        "its default has no experts, and no layer that takes over keys and values",
+        "its default has no experts, and no layer that takes over keys and values; embeddings per "
+        "layer are looked up by id",
         config={
             "enable_moe_block": True,
             "num_experts": lambda size: size.experts,
@@ -127,6 +157,7 @@ TWEAKS: dict[str, Tweak] = {
             "layer_types": ["sliding_attention", "full_attention"] * 2,
             "num_kv_shared_layers": 2,
         },
+        by_ids=True,
     ),
     "granitemoehybrid": Tweak(
         "its default has no attention layer",
@@ -141,7 +172,8 @@ TWEAKS: dict[str, Tweak] = {
         config={"num_experts": lambda size: size.experts, "moe_topk": 2},
     ),
     "ibert": Tweak(
-        "its embedding returns a scale with the vectors", embedding="ibert.embeddings.word_embeddings"
+        "its embedding returns a scale with the vectors",
+        embedding="ibert.embeddings.word_embeddings",
     ),
     "lfm2": Tweak(
         "its default has no convolution",
@@ -166,7 +198,7 @@ TWEAKS: dict[str, Tweak] = {
     ),
     "lilt": Tweak(
         "six embeddings of a box share the width",
-        config={"hidden_size": 48, "intermediate_size": 48},
+        config={"hidden_size": lambda size: 24 * size.heads},
     ),
     "mobilebert": Tweak(
         "the bottleneck is narrower than the stream",
@@ -176,6 +208,11 @@ TWEAKS: dict[str, Tweak] = {
         },
     ),
     "mpnet": Tweak("special ids", config={"relative_attention_num_buckets": 32}),
+    "neomme": Tweak(
+        "takes the patches of all images as vectors; rows and columns turn a pair of channels each",
+        config={"head_dim": lambda size: 2 * size.head},
+        leaves={"pixel_values": lambda m: (4 * m.size.batch, m.config.patch_dim)},
+    ),
     "perceiver": Tweak(
         "text comes in through a preprocessor", embedding="perceiver.input_preprocessor.embeddings"
     ),
@@ -198,11 +235,15 @@ TWEAKS: dict[str, Tweak] = {
             "axial_pos_embds_dim": lambda size: (size.hidden // 4, size.hidden * 3 // 4),
             "axial_pos_shape": (4, 4),
             "num_buckets": 4,
+            "hash_seed": 0,
         },
         kwargs={"input_ids": lambda m: m.ids(16)},
         training=True,
     ),
-    "t5gemma2_encoder": Tweak("its default lacks a rate", config={"*.dropout_rate": 0.0, "dropout_rate": 0.0, "text_config.dropout_rate": 0.0}),
+    "t5gemma2_encoder": Tweak(
+        "its default lacks a rate",
+        config={"*.dropout_rate": 0.0, "dropout_rate": 0.0, "text_config.dropout_rate": 0.0},
+    ),
     "xmod": Tweak("adapters are chosen by language", config={"default_language": "en_XX"}),
     "zamba": Tweak(
         "weights are shared between hybrid layers, of which it wants two",

@@ -267,6 +267,7 @@ TWEAKS: dict[str, Tweak] = {
         "images have a fourth channel; upstream adds a list to a tuple",
         config={
             "backbone_config.num_channels": 4,
+            "backbone_config.patch_size": 16,
             "fusion_hidden_sizes": [32, 16, 8, 8],
         },
         leaves={"pixel_values": lambda m: (m.size.batch, 4, m.size.image, m.size.image)},
@@ -335,12 +336,15 @@ TWEAKS: dict[str, Tweak] = {
         "matches the keypoints of two images; names the width of their descriptors",
         config={
             "descriptor_dim": lambda size: size.hidden,
+            "intermediate_size": lambda size: 2 * size.hidden,
             "keypoint_detector_config.descriptor_decoder_dim": lambda size: size.hidden,
         },
+        kwargs={"output_hidden_states": True},
         leaves={"pixel_values": lambda m: (m.size.batch, 2, 3, 64, 64)},
     ),
     "superglue": Tweak(
-        "matches the keypoints of two images",
+        "matches the keypoints of two images, whose descriptors are 256 wide",
+        config={"hidden_size": 256, "num_attention_heads": 4},
         leaves={"pixel_values": lambda m: (m.size.batch, 2, 3, 64, 64)},
     ),
     "efficientloftr": Tweak(

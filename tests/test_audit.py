@@ -1,0 +1,659 @@
+"""Each kind of finding is found where it is, and not in a sound twin; and no preset's rule is idle.
+
+What the books say of sound models is in `test_ledger.py`.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import io
+import json
+import math
+from collections.abc import Callable
+from dataclasses import replace
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+import transformers
+from rich.console import Console
+from torch import Tensor, nn
+from transformers.models.bloom.modeling_bloom import BloomGelu
+
+import lxt
+import operations
+import zoo
+from lxt.architectures import QUANTIZED, UNITS, recurrent
+from lxt.architectures.quantized import refused_layer
+from lxt.errors import InvalidModel, LxtError, UnknownOperation
+from operations import Call, Model
+
+
+class Net(nn.Module):
+    """Two layers around a function."""
+
+    def __init__(self, function: Callable[..., Tensor], dtype: torch.dtype = torch.float32) -> None:
+        super().__init__()
+        self.function = function
+        with torch.random.fork_rng():
+            torch.manual_seed(0)
+            self.first, self.last = nn.Linear(6, 6, dtype=dtype), nn.Linear(6, 3, dtype=dtype)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.last(self.function(self.first(x)))
+
+
+X = torch.randn(4, 6, generator=torch.Generator().manual_seed(0))
+
+
+def kinds(report: lxt.Report) -> list[str]:
+    return [finding.kind for finding in report.findings]
+
+
+def audited(function: Callable[..., Tensor], composite: Any = None) -> lxt.Report:
+    return lxt.audit(Net(function), X, composite=composite)
+
+
+class Cube(torch.autograd.Function):
+    """A gate that no torch function shows."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        ctx.save_for_backward(x)
+        return x**3
+
+    @staticmethod
+    def backward(ctx: Any, g: Tensor) -> Tensor:
+        (x,) = ctx.saved_tensors
+        return 3 * x**2 * g
+
+
+class CubeGate(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return Cube.apply(x)
+
+
+class Tripled(torch.autograd.Function):
+    """A linear map with a gradient that is not its own."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        return x * 1.0
+
+    @staticmethod
+    def backward(ctx: Any, g: Tensor) -> Tensor:
+        return 3 * g
+
+
+def by_memory(x: Tensor) -> Tensor:
+    """x · a scale that C computes from x."""
+    out, source = torch.zeros(6), x.detach().contiguous()
+    ctypes.memmove(out.data_ptr(), source.data_ptr(), 24)
+    return x * out
+
+
+def by_numpy(x: Tensor) -> Tensor:
+    return x * torch.from_numpy(x.detach().numpy() ** 2)
+
+
+def by_number(x: Tensor) -> Tensor:
+    return x * float(x.detach().abs().max())
+
+
+def overwriting(x: Tensor) -> Tensor:
+    out = x.new_empty(x.shape)
+    out[:] = 2.0
+    return x * out
+
+
+def looking(x: Tensor) -> Tensor:
+    return x * 2 if x.sum().item() > 1e9 else x * 3
+
+
+# --- each kind of finding, and its sound twin -----------------------------------------------------
+
+UNSOUND = {
+    "an unknown torch function": ("unknown operation", torch.special.i1, None),
+    "an unknown product": ("unknown operation", lambda x: torch.special.xlog1py(x, x.abs()), None),
+    "an autograd Function": ("unknown operation", Cube.apply, None),
+    "an autograd Function in a module": ("unknown operation", CubeGate(), None),
+    "a rule that does not conserve": (
+        "relevance lost or made",
+        F.relu,
+        lxt.attnlrp | {F.relu: lambda x, inplace=False: F.relu(x) + (x - x.detach())},
+    ),
+    "a softmax with a rule that does not conserve": (
+        "relevance lost or made",
+        lambda x: F.softmax(x, -1),
+        lxt.attnlrp | {F.softmax: lambda x, *a, **k: F.softmax(x, *a, **k) + (x - x.detach())},
+    ),
+    "passthrough where it is not linear": (
+        "relevance lost or made",
+        lambda x: torch.special.i1(x),
+        lxt.attnlrp | {torch.special.i1: lxt.rules.passthrough},
+    ),
+    "plain gradients of attention": (
+        "relevance lost or made",
+        lambda x: F.scaled_dot_product_attention(x, x, x),
+        lxt.attnlrp | {F.scaled_dot_product_attention: lxt.rules.passthrough},
+    ),
+    "passthrough of a Function with another gradient": (
+        "relevance lost or made",
+        nn.Sequential(type("Part", (nn.Module,), {"forward": lambda _, x: Tripled.apply(x)})()),
+        lxt.attnlrp | {"function.0": lxt.rules.passthrough},
+    ),
+    "a rule of another value": (
+        "other forward",
+        torch.relu,
+        lxt.attnlrp | {torch.relu: lambda x: torch.relu(x) * (1 + 1e-6)},
+    ),
+    "noise": ("random forward", lambda x: x + torch.randn_like(x), None),
+    "a number": ("hidden dependence", by_number, None),
+    "a number that is torch's": ("values out of sight", lambda x: x * x.abs().max().item(), None),
+    "a number that is only looked at": ("values out of sight", looking, None),
+    "numpy": ("hidden dependence", by_numpy, None),
+    "memory": ("hidden dependence", by_memory, None),
+    "memory handed out": ("values out of sight", by_memory, None),
+    "a function without a derivative": (
+        "hidden dependence",
+        lambda x: x * torch.special.bessel_j0(x),
+        None,
+    ),
+}
+
+SOUND = {
+    "an element-wise function with a rule": (
+        torch.special.i1,
+        lxt.attnlrp | {torch.special.i1: lxt.rules.unit},
+    ),
+    "an autograd Function in a module with a rule": (
+        CubeGate(),
+        lxt.attnlrp | {CubeGate: lxt.rules.unit},
+    ),
+    "a product with a rule": (lambda x: x * x.abs(), None),
+    "a rule that conserves": (
+        F.relu,
+        lxt.attnlrp | {F.relu: lambda x, inplace=False: x * (x > 0)},
+    ),
+    "softmax": (lambda x: F.softmax(x, -1), None),
+    "attention": (lambda x: F.scaled_dot_product_attention(x, x, x), None),
+    "dropout in evaluation": (nn.Dropout(0.5).eval(), None),
+    "a constant by its author's word": (lambda x: x * x.detach().abs().amax(-1, True), None),
+    "a number that is none of the input's": (lambda x: x * (1 / math.sqrt(x.shape[-1])), None),
+    "a mask of what is positive": (lambda x: x * (x > 0).float(), None),
+    "constants of the shape of the input": (lambda x: x + torch.ones_like(x), None),
+    "memory that is written over": (overwriting, None),
+    "constants from numpy": (lambda x: x * torch.from_numpy(X[0].numpy()), None),
+}
+
+
+@pytest.mark.parametrize("name", UNSOUND)
+def test_what_is_not_sound_is_found(name: str) -> None:
+    kind, function, composite = UNSOUND[name]
+    report = audited(function, composite)
+    assert not report.ok
+    assert kind in kinds(report), report.findings
+    assert report.ledger.imbalance() <= 1e-4 * max(abs(report.target), report.gross)
+
+
+@pytest.mark.parametrize("name", SOUND)
+def test_its_sound_twin_has_no_findings(name: str) -> None:
+    function, composite = SOUND[name]
+    report = audited(function, composite)
+    assert report.ok, report.findings
+    assert report.counts()["unknown"] == 0
+
+
+# --- what a finding says --------------------------------------------------------------------------
+
+
+def test_an_unknown_function_is_named_with_place_nature_and_line() -> None:
+    def gate(x: Tensor) -> Tensor:
+        return torch.special.i1(x)
+
+    (finding,) = lxt.audit(
+        nn.Sequential(Net(gate), Net(lambda x: x)).get_submodule("0"), X
+    ).findings
+    assert finding.kind == "unknown operation"
+    for part in (
+        "torch.special.i1",
+        "element-wise",
+        "(Net)",
+        "test_audit.py",
+        "return torch.special.i1(x)",
+    ):
+        assert part in finding.text
+    assert finding.line == "composite | {torch.special.i1: lxt.rules.unit}"
+
+
+@pytest.mark.parametrize(
+    ("function", "rule"),
+    [
+        (lambda x: torch.special.i1(x), "lxt.rules.unit"),
+        (lambda x: torch.logaddexp(x, x.abs()), "my_rule"),
+        (lambda x: torch.renorm(x, 2, 0, 1.0), "my_rule"),
+    ],
+)
+def test_the_line_to_write_fits_the_function(function: Callable[..., Tensor], rule: str) -> None:
+    (finding,) = audited(function).findings
+    assert rule in (finding.line or "")
+
+
+def test_the_line_makes_it_sound() -> None:
+    report = audited(torch.special.i1)
+    line = report.findings[0].line
+    assert line
+    again = audited(
+        torch.special.i1, eval(line, {"composite": lxt.attnlrp, "torch": torch, "lxt": lxt})
+    )
+    assert again.ok
+
+
+def test_a_function_in_a_module_is_given_the_name_of_the_module() -> None:
+    (finding,) = audited(CubeGate()).findings
+    assert finding.text.startswith("Cube is no torch function")
+    assert "{CubeGate: lxt.rules.unit}" in (finding.line or "")
+
+
+def test_a_function_that_runs_often_is_one_finding_with_a_count() -> None:
+    report = audited(lambda x: [x := torch.special.i1(x) for _ in range(3)][-1])
+    (finding,) = report.findings
+    assert ", 3 times" in finding.text
+    (row,) = (row for row in report.coverage if row.status == "unknown")
+    assert row.times == 3
+
+
+class QuickGELU(nn.Module):
+    """One element-wise function in two operations, each of which has a rule."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * torch.sigmoid(1.702 * x)
+
+
+def test_an_activation_that_is_taken_apart() -> None:
+    (finding,) = audited(QuickGELU()).findings
+    assert finding.kind == "activation taken apart"
+    for part in ("QuickGELU is element-wise", "(mul, sigmoid)", "return x * torch.sigmoid"):
+        assert part in finding.text
+    assert finding.line == "composite | {QuickGELU: lxt.rules.unit}"
+    assert audited(QuickGELU(), lxt.attnlrp | {QuickGELU: lxt.rules.unit}).ok
+    for module in (nn.SiLU(), nn.LayerNorm(6), nn.Softmax(-1), nn.Hardswish()):
+        assert audited(module).ok
+
+
+# --- other measures -------------------------------------------------------------------------------
+
+
+def test_relevance_that_explodes() -> None:
+    class Difference(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return x[0] - x[1]
+
+    near, far = torch.tensor([1.0, 1 + 2**-20]), torch.tensor([1.0, 2.0])
+    (finding,) = lxt.audit(Difference(), near).findings
+    assert finding.kind == "relevance explodes"
+    assert "2.1e+06 times" in finding.text
+    assert lxt.audit(Difference(), far).ok
+
+
+def test_too_few_digits() -> None:
+    def cancelling(x: Tensor) -> Tensor:
+        return (x + 300) - 300
+
+    assert "too few digits" in kinds(
+        lxt.audit(Net(lambda x: F.silu(cancelling(x)) * x, torch.bfloat16), X.bfloat16())
+    )
+    report = lxt.audit(Net(lambda x: F.silu(x) * x, torch.bfloat16), X.bfloat16())
+    assert report.ok, report.findings
+    assert report.float64 is not None
+    assert report.float64.correlation > 0.99
+
+
+class _Attending(nn.Module):
+    """A fake model of `transformers`, whose two implementations need not agree."""
+
+    def __init__(self, eager_scale: float) -> None:
+        super().__init__()
+        self.layer = nn.Linear(6, 3)
+        self.config = SimpleNamespace(_attn_implementation="sdpa")
+        self.eager_scale = eager_scale
+
+    def set_attn_implementation(self, name: str) -> None:
+        self.config._attn_implementation = name
+
+    def forward(self, x: Tensor) -> Tensor:
+        eager = self.config._attn_implementation == "eager"
+        return self.layer(F.silu(x) * (x * self.eager_scale if eager else x))
+
+
+def test_implementations_of_attention_that_disagree() -> None:
+    report = lxt.audit(_Attending(1.5), X)
+    assert kinds(report) == ["attention disagrees"]
+    assert report.attention is not None
+    assert (report.attention.implementation, report.attention.other) == ("sdpa", "eager")
+    model = _Attending(1.0)
+    assert lxt.audit(model, X).ok
+    assert model.config._attn_implementation == "sdpa"
+
+
+def test_a_trace_that_is_left() -> None:
+    class Counting(nn.Module):
+        """It keeps a mode of its own for as long as something runs in place of its forward."""
+
+        def forward(self, x: Tensor) -> Tensor:
+            if "forward" in vars(self):
+                self.last = x
+            return x * 2
+
+    (finding,) = lxt.audit(Counting(), X, composite=lxt.attnlrp).findings
+    assert finding.kind == "trace left"
+    assert "attributes of ''" in finding.text
+
+
+def test_relevance_on_padding() -> None:
+    class Careless(nn.Module):
+        """It means over all positions, padding too."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.embed, self.head = nn.Embedding(9, 6), nn.Linear(6, 9)
+            self.config = SimpleNamespace(vocab_size=9)
+
+        def get_input_embeddings(self) -> nn.Embedding:
+            return self.embed
+
+        def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Any:
+            h = self.embed(input_ids)
+            weights = torch.ones_like(attention_mask) if careless else attention_mask
+            mean = (h * weights[..., None]).sum(1, keepdim=True) / weights.sum(1)[:, None, None]
+            return SimpleNamespace(logits=self.head(h + mean))
+
+    batch = {
+        "input_ids": torch.tensor([[1, 2, 3], [4, 5, 0]]),
+        "attention_mask": torch.tensor([[1, 1, 1], [1, 1, 0]]),
+    }
+    careless = True
+    report = lxt.audit(Careless(), batch)
+    assert kinds(report) == ["relevance on padding"]
+    assert report.sinks is not None
+    assert report.sinks.padding > 0
+    careless = False
+    report = lxt.audit(Careless(), batch)
+    assert report.ok, report.findings
+    assert report.sinks is not None
+    assert report.sinks.padding == 0
+
+
+def example(name: str, **options: Any) -> tuple[Any, zoo.Example]:
+    model = zoo.build(name, dtype=torch.float32)
+    return model, zoo.example(name, model, **options)
+
+
+# --- every rule is needed -------------------------------------------------------------------------
+
+
+class Beside(nn.Module):
+    """One call of an operation, and a path beside it: where its result is a constant, that stays."""
+
+    def __init__(self, call: Call) -> None:
+        super().__init__()
+        self.part = Model(call, call.precise).requires_grad_(False)
+
+    def operands(self) -> tuple[Tensor, ...]:
+        return tuple(
+            torch.view_as_real(x.detach()).clone() if x.is_complex() else x.detach()
+            for x in self.part.explained
+        )
+
+    def forward(self, *operands: Tensor) -> Tensor:
+        given = [
+            torch.view_as_complex(x) if like.is_complex() else x
+            for x, like in zip(operands, self.part.explained, strict=True)
+        ]
+        total = sum((x.sum() for x in operands), torch.zeros(()))
+        for y in self.part(*given):
+            total = total + (y.real if y.is_complex() else y).double().sum()
+        return total
+
+
+def is_red(model: nn.Module, inputs: Any, composite: lxt.Composite) -> bool:
+    """Whether an audit finds what a composite lacks, or can't even begin for it."""
+    try:
+        return not lxt.audit(model, inputs, composite=composite).ok
+    except (UnknownOperation, InvalidModel) as error:
+        text = str(error)
+        return "no gradient of its own" in text or "nothing can be explained" in text
+
+
+ENTRIES = operations.all_entries()
+CALLED = sorted(set(ENTRIES) - {"torch.Tensor.cuda"})
+
+
+@pytest.mark.parametrize("name", CALLED)
+@pytest.mark.filterwarnings("ignore::UserWarning")
+def test_without_any_rule_the_audit_is_red(name: str) -> None:
+    entry = ENTRIES[name]
+    model = Beside(operations.entry_calls(entry)[0])
+    report = lxt.audit(model, model.operands())
+    assert report.ok, report.findings
+    assert is_red(model, model.operands(), lxt.attnlrp.without(entry.operation))
+
+
+def class_at(path: str, forward: Callable[[Tensor], Tensor]) -> type[nn.Module]:
+    """A class of modules of that qualified name."""
+    members = {"forward": lambda _, x: forward(x), "weight": None}
+    cls = type("Part", (nn.Module,), members)
+    cls.__module__, _, cls.__qualname__ = path.rpartition(".")
+    return cls
+
+
+WRITTEN_OUT = {
+    "GELUActivation": (True,),
+    "GELUTanh": (True,),
+    "ClippedGELUActivation": (-0.5, 1.0),
+}
+"""Of those that are one torch function by default, the form that is several."""
+
+
+@pytest.mark.parametrize("target", UNITS, ids=str)
+def test_without_any_unit_the_audit_is_red(target: lxt.ClassPath) -> None:
+    package, _, name = target.path.rpartition(".")
+    if package == "transformers.activations":
+        unit = getattr(transformers.activations, name)(*WRITTEN_OUT.get(name, ()))
+    elif name == "BloomGelu":
+        unit = BloomGelu()
+    else:
+        unit = class_at(target.path, lambda x: x * torch.sigmoid(1.702 * x))()
+    model = Net(unit)
+    assert lxt.audit(model, X).ok
+    assert is_red(model, X, lxt.attnlrp.without(target))
+
+
+QUANTISED_LAYERS = [target for target in QUANTIZED if isinstance(target, lxt.ClassPath)]
+
+
+@pytest.mark.parametrize("target", QUANTISED_LAYERS, ids=str)
+def test_without_the_rule_of_any_quantised_layer_the_audit_is_red(target: lxt.ClassPath) -> None:
+    class Kernel(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx: Any, x: Tensor) -> Tensor:
+            return x * 2
+
+        @staticmethod
+        def backward(ctx: Any, g: Tensor) -> Tensor:
+            return g * 2
+
+    model = Net(class_at(target.path, Kernel.apply)())
+    refused = QUANTIZED[target] is refused_layer
+    assert kinds(lxt.audit(model, X)) == (["call that a rule refuses"] if refused else [])
+    assert "unknown operation" in kinds(lxt.audit(model, X, composite=lxt.attnlrp.without(target)))
+
+
+@pytest.mark.parametrize(
+    ("name", "target"),
+    [
+        ("mamba", recurrent.SELECTIVE_SCAN),
+        ("qwen3_5", recurrent.DELTA_RULE),
+        ("recurrent_gemma", recurrent.REAL_GATED_LRU),
+    ],
+)
+def test_without_the_rule_of_a_recurrence_the_audit_is_red(name: str, target: Any) -> None:
+    model, one = example(name)
+    inputs = {**one.kwargs, one.leaf_name: one.leaf}
+    assert is_red(model, inputs, lxt.attnlrp.without(target))
+
+
+# --- what can be audited --------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("padding", ["left", "right", None])
+def test_rows_of_tokens(padding: Any) -> None:
+    model, rows = example("llama", padding=padding)
+    inputs = {"input_ids": rows.input_ids}
+    if rows.input_mask is not None:
+        inputs["attention_mask"] = rows.input_mask.long()
+    report = lxt.audit(model, inputs)
+    assert report.ok, report.findings
+    assert report.sinks is not None
+    assert report.sinks.padding == 0
+    assert 0 < report.sinks.first < 1
+    assert [bound.module for bound in report.layers] == ["model.layers.0", "model.layers.1"]
+
+
+def test_ids_alone() -> None:
+    model, rows = example("llama")
+    assert lxt.audit(model, rows.input_ids[0].tolist()).ok
+    assert lxt.audit(model, rows.input_ids, lxt.Logit(7)).ok
+
+
+@pytest.mark.parametrize("name", ["t5", "vit", "mamba", "bert_mlm", "qwen3_5", "xlstm"])
+def test_models_of_other_kinds(name: str) -> None:
+    model, one = example(name)
+    report = lxt.audit(model, {**one.kwargs, one.leaf_name: one.leaf})
+    assert report.ok, report.findings
+    assert report.forward_identical
+
+
+def test_a_tuple_and_a_mapping_of_tensors() -> None:
+    model = nn.TransformerDecoderLayer(6, 2, 8, batch_first=True).eval()
+    memory = X[None]
+    by_place = lxt.audit(model, (X[None], memory))
+    by_name = lxt.audit(model, {"tgt": X[None], "memory": memory})
+    assert by_place.ok, by_place.findings
+    assert by_name.relevance == pytest.approx(by_place.relevance)
+
+
+def test_a_model_on_which_nothing_can_be_explained() -> None:
+    with pytest.raises(InvalidModel, match="does not depend on 0"):
+        lxt.audit(Net(lambda x: x.detach()).requires_grad_(False), X)
+    with pytest.raises(LxtError, match="no tensor"):
+        lxt.audit(Net(lambda x: x), b"text")
+    with pytest.raises(InvalidModel, match="no floating-point tensor"):
+        lxt.audit(type("Labels", (nn.Module,), {"forward": lambda _, x: x.argmax(-1)})(), X)
+
+
+def test_an_audit_runs_where_gradients_are_off() -> None:
+    with torch.no_grad():
+        assert audited(torch.relu).ok
+    with torch.inference_mode():
+        model = Net(torch.relu)
+    assert lxt.audit(Net(torch.relu), X).ok
+    del model
+
+
+def test_an_audit_that_raises_leaves_the_model_as_it_was() -> None:
+    calls = 0
+
+    def failing(x: Tensor) -> Tensor:
+        nonlocal calls
+        calls += 1
+        if calls > fails_at:
+            raise ZeroDivisionError("in the model's own code")
+        return torch.relu(x)
+
+    for fails_at in range(6):  # noqa: B007 - `failing` reads it
+        calls, model = 0, Net(failing)
+        before = dict(vars(model)), [p.requires_grad for p in model.parameters()]
+        with pytest.raises(ZeroDivisionError):
+            lxt.audit(model, X)
+        assert (dict(vars(model)), [p.requires_grad for p in model.parameters()]) == before
+        assert all(p.grad is None for p in model.parameters())
+        lxt.attnlrp.register(model).remove()  # it is free
+
+
+def test_progress_is_told_in_stages() -> None:
+    stages: list[str] = []
+    lxt.audit(Net(torch.relu), X, progress=stages.append)
+    assert len(stages) == 5
+    assert all(stage and stage == stage.strip() for stage in stages)
+
+
+# --- the report -----------------------------------------------------------------------------------
+
+
+def test_json_has_it_all(tmp_path: Any) -> None:
+    model, rows = example("llama")
+    report = lxt.audit(model, {"input_ids": rows.input_ids})
+    path = tmp_path / "report.json"
+    report.to_json(path)
+    document = json.loads(path.read_text(), parse_constant=pytest.fail)
+    assert document == json.loads(report.to_json()) == report.to_dict()
+    assert document["schema"] == 1
+    assert document["ok"] is True
+    assert set(document) == {
+        *("schema", "ok", "counts", "model", "composite", "dtype", "target", "relevance", "gross"),
+        *("coverage", "absorbed", "operations", "layers", "additions", "sinks"),
+        *("forward_identical", "attention", "float64", "findings", "skipped"),
+    }
+    assert set(document["coverage"][0]) == {
+        *("operation", "status", "rule", "module", "module_class", "file", "line", "code", "times")
+    }
+    books = document["relevance"] + sum(document["absorbed"].values())
+    assert books == pytest.approx(document["target"], rel=1e-5)
+
+
+def test_numbers_that_are_not_finite_are_null_in_json() -> None:
+    report = lxt.audit(Net(torch.relu), X)
+    odd = replace(report, target=math.nan, absorbed={"biases": math.inf}, gross=-math.inf)
+    document = json.loads(odd.to_json(), parse_constant=pytest.fail)
+    assert document["target"] is None
+    assert document["absorbed"]["biases"] is None
+
+
+@pytest.mark.parametrize("width", [40, 120])
+def test_the_report_prints_in_any_width(width: int) -> None:
+    model, rows = example("llama")
+    composite = lxt.attnlrp.without(F.silu)
+    report = lxt.audit(model, {"input_ids": rows.input_ids}, composite=composite)
+    console = Console(file=io.StringIO(), width=width)
+    console.print(report)
+    assert isinstance(console.file, io.StringIO)
+    lines = console.file.getvalue().splitlines()
+    assert max(map(len, lines)) <= width
+    text = " ".join(" ".join(lines).split())
+    for part in ("1 finding", "silu", "coverage", "ledger", "the target", "layers"):
+        assert part in text
+    assert "sound: " in str(lxt.audit(model, {"input_ids": rows.input_ids}))
+
+
+def test_names_that_look_like_markup_or_escapes_are_inert() -> None:
+    hostile = "\x1b[31mred[bold]\x00\u202e"
+
+    class Odd(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return torch.special.i1(x)
+
+    Odd.__name__ = Odd.__qualname__ = hostile.replace("\x00", "")
+    model = nn.Sequential()
+    model.add_module(hostile, Odd())
+    model.add_module("last", nn.Linear(6, 3))
+    report = lxt.audit(model, X)
+    assert not report.ok
+    shown = str(report)
+    assert not {"\x1b", "\x00", "\u202e"} & set(shown)
+    assert "[bold]" in shown
+    with pytest.raises(lxt.errors.CheckFailed) as raised:
+        lxt.testing.check_model(model, X)
+    assert not {"\x1b", "\x00", "\u202e"} & set(str(raised.value))
