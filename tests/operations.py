@@ -184,7 +184,7 @@ class Model(nn.Module):
         self.in_slice = in_slice
         self.explained = [x for x in call.copies(dtype) if x.requires_grad]
         self.fixed = nn.ParameterList(
-            nn.Parameter(x, requires_grad=x.is_floating_point())
+            nn.Parameter(x, requires_grad=is_real(x))
             for x, carries in zip(call.copies(dtype), call.carries, strict=True)
             if not carries
         )
@@ -201,7 +201,7 @@ class Model(nn.Module):
             return self.call(*tensors)
         whole = torch.stack((tensors[0], tensors[0]), -1)
         self.call(whole[..., 0], *tensors[1:])
-        return [whole[..., 0]]
+        return list(floating(whole[..., 0]))
 
     def under(self, composite: Composite, **options: Any) -> list[Tensor]:
         """What the call puts out while the model is under a composite."""

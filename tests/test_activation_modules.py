@@ -22,7 +22,7 @@ import operations
 from lxt.composites import attnlrp
 from lxt.errors import UnknownOperation
 from lxt.rules.registry import constant_t, sample, t
-from naive import FUNCTIONS
+from naive_functions import FUNCTIONS, clamp, gelu, secant, sigmoid, softplus
 from operations import Call, Model
 
 DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
@@ -82,7 +82,7 @@ def check_module(
 
 
 def element_by_element(f: Callable[[mpf], mpf], module: nn.Module, x: Tensor, g: Tensor) -> Tensor:
-    slopes = [naive.secant(f, value) for value in x.flatten().tolist()]
+    slopes = [secant(f, value) for value in x.flatten().tolist()]
     return g * torch.tensor(slopes, dtype=torch.float64).reshape(x.shape)
 
 
@@ -211,22 +211,22 @@ def laplace(x: mpf, mu: float = 0.707107, sigma: float = 0.282095) -> mpf:
     return (1 + mpmath.erf((x - mpf(mu)) / (mpf(sigma) * math.sqrt(2.0)))) / 2
 
 
-tanh_gelu = functools.partial(naive.gelu, approximate="tanh")
+tanh_gelu = functools.partial(gelu, approximate="tanh")
 TRANSFORMERS: dict[str, list[tuple[tuple[Any, ...], Callable[[mpf], mpf]]]] = {
     "GELUTanh": [((), tanh_gelu), ((True,), tanh_gelu)],
     "PytorchGELUTanh": [((), tanh_gelu)],
     "NewGELUActivation": [((), tanh_gelu)],
-    "GELUActivation": [((), naive.gelu), ((True,), naive.gelu)],
+    "GELUActivation": [((), gelu), ((True,), gelu)],
     "SiLUActivation": [((), FUNCTIONS["silu"])],
     "FastGELUActivation": [((), tanh_gelu)],
-    "QuickGELUActivation": [((), lambda x: x * naive.sigmoid(mpf("1.702") * x))],
-    "ClippedGELUActivation": [((-0.1, 1.0), lambda x: naive.clamp(naive.gelu(x), -0.1, 1.0))],
+    "QuickGELUActivation": [((), lambda x: x * sigmoid(mpf("1.702") * x))],
+    "ClippedGELUActivation": [((-0.1, 1.0), lambda x: clamp(gelu(x), -0.1, 1.0))],
     "AccurateGELUActivation": [((), tanh_gelu)],
     "MishActivation": [((), FUNCTIONS["mish"])],
     "LinearActivation": [((), lambda x: x)],
     "LaplaceActivation": [((), laplace)],
     "ReLUSquaredActivation": [((), lambda x: max(x, mpf(0)) ** 2)],
-    "SqrtSoftplusActivation": [((), lambda x: mpmath.sqrt(naive.softplus(x)))],
+    "SqrtSoftplusActivation": [((), lambda x: mpmath.sqrt(softplus(x)))],
     "XIELUActivation": [((), xielu)],
 }
 # The slope comes from values, which are rounded to the dtype of the model: (f(x) − f(0)) / x is off

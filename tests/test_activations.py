@@ -11,11 +11,10 @@ import torch
 from hypothesis import example, given, settings, strategies as st
 from torch import Tensor
 
-import naive
 import operations
 from lxt.composites import attnlrp
 from lxt.rules.activation import numeric_slope
-from naive import FUNCTIONS
+from naive_functions import FUNCTIONS, secant
 from operations import Call, Model
 
 DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
@@ -79,7 +78,7 @@ def assert_secants(name: str, points: list[float]) -> None:
     args = ARGUMENTS.get(name, ())
     _, slopes = slopes_of(FUNCTIONALS[name], torch.tensor(points, dtype=torch.float64), *args)
     for x, slope in zip(points, slopes.tolist(), strict=True):
-        wanted = naive.secant(FUNCTIONS[name], x, *args)
+        wanted = secant(FUNCTIONS[name], x, *args)
         assert slope == pytest.approx(wanted, rel=1e-6, abs=CANCELLATION.get(name, 0)), x
 
 
@@ -102,7 +101,7 @@ def test_secant_in_low_precision(name, dtype):
     assert finite.sum() > 30
     assert slopes[finite].isfinite().all()
     for x, slope in zip(points[finite].tolist(), slopes[finite].tolist(), strict=True):
-        wanted = naive.secant(FUNCTIONS[name], x, *args)
+        wanted = secant(FUNCTIONS[name], x, *args)
         # The slope is computed in float32, where f(x) − f(0) cancels to 1e-7 / 5e-3 at worst, the
         # edge of where the derivative is taken, and rounded to the precision of the operand.
         eps = torch.finfo(dtype).eps

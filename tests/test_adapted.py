@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 import lxt
 import zoo
+from lxt.coverage.exact import ExactFloat64
 from lxt.errors import InvalidModel, UnusedCompositeWarning
 
 over_composites = pytest.mark.parametrize(
@@ -87,7 +88,7 @@ def relevance(
 ) -> Tensor:
     # A checkpoint recomputes in the backward pass, where that mode isn't active.
     recomputes = getattr(model, "is_gradient_checkpointing", False)
-    with nullcontext() if recomputes else zoo.ExactFloat64(), composite.context(model):
+    with nullcontext() if recomputes else ExactFloat64(), composite.context(model):
         logits = of.run(model) if run is None else run()
     (gradient,) = torch.autograd.grad(logits[..., -1, :].sum(), of.leaf)
     assert gradient.isfinite().all()
@@ -197,7 +198,7 @@ def test_rows_under_different_adapters() -> None:
 def test_explain_looks_through_adapters(adapter: str) -> None:
     model = adapted(adapter)
     for composite in (lxt.attnlrp, lxt.cp_lrp):
-        with zoo.ExactFloat64():
+        with ExactFloat64():
             actual = lxt.explain(model, IDS, composite=composite)
             expected = lxt.explain(merged(model), IDS, composite=composite)
         assert actual.target.name == expected.target.name
@@ -317,7 +318,7 @@ def test_offloading_under_a_composite(offload: str, tmp_path: Path) -> None:
     model = zoo.build("llama")
     handle = lxt.attnlrp.register(model)
     OFFLOADS[offload](model, tmp_path)
-    with zoo.ExactFloat64():
+    with ExactFloat64():
         logits = of.run(model)
     (gradient,) = torch.autograd.grad(logits[..., -1, :].sum(), of.leaf)
     assert differing(of.leaf * gradient, expected) <= 1e-12

@@ -12,10 +12,10 @@ from torch import Tensor, nn
 from torch.nn.functional import silu as imported_silu
 from torch.utils.checkpoint import checkpoint
 
-import naive
 import odd_models
 from lxt.composites import attnlrp
 from lxt.rules import unit
+from naive_functions import FUNCTIONS, secant
 from odd_models import Cube, DirtyCube, Odd, assert_refused, model_of, operand, upstream
 from operations import assert_close
 
@@ -139,8 +139,8 @@ def test_operands_that_compute_by_themselves_are_refused(kind: str) -> None:
 
 
 def slopes(name: str, x: Tensor) -> Tensor:
-    function = naive.FUNCTIONS[name]
-    found = [naive.secant(function, v) for v in x.flatten().tolist()]
+    function = FUNCTIONS[name]
+    found = [secant(function, v) for v in x.flatten().tolist()]
     return torch.tensor(found, dtype=torch.float64).view_as(x)
 
 

@@ -1,6 +1,7 @@
-"""Each kind of finding is found where it is, and not in a sound twin; and no preset's rule is idle.
+"""Each kind of finding is found where it is, and not in a sound twin.
 
-What the books say of sound models is in `test_ledger.py`.
+What the books say of sound models is in `test_ledger.py`; that no rule is idle, in
+`test_audit_rules.py`.
 """
 
 from __future__ import annotations
@@ -17,39 +18,12 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-import transformers
 from rich.console import Console
 from torch import Tensor, nn
-from transformers.models.bloom.modeling_bloom import BloomGelu
 
 import lxt
-import operations
-import zoo
-from lxt.architectures import QUANTIZED, UNITS, recurrent
-from lxt.architectures.quantized import refused_layer
-from lxt.errors import InvalidModel, LxtError, UnknownOperation
-from operations import Call, Model
-
-
-class Net(nn.Module):
-    """Two layers around a function."""
-
-    def __init__(self, function: Callable[..., Tensor], dtype: torch.dtype = torch.float32) -> None:
-        super().__init__()
-        self.function = function
-        with torch.random.fork_rng():
-            torch.manual_seed(0)
-            self.first, self.last = nn.Linear(6, 6, dtype=dtype), nn.Linear(6, 3, dtype=dtype)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.last(self.function(self.first(x)))
-
-
-X = torch.randn(4, 6, generator=torch.Generator().manual_seed(0))
-
-
-def kinds(report: lxt.Report) -> list[str]:
-    return [finding.kind for finding in report.findings]
+from audited import Net, X, example, kinds
+from lxt.errors import InvalidModel, LxtError
 
 
 def audited(function: Callable[..., Tensor], composite: Any = None) -> lxt.Report:
@@ -279,7 +253,8 @@ def test_an_activation_that_is_taken_apart() -> None:
         assert part in finding.text
     assert finding.line == "composite | {QuickGELU: lxt.rules.unit}"
     assert audited(QuickGELU(), lxt.attnlrp | {QuickGELU: lxt.rules.unit}).ok
-    for module in (nn.SiLU(), nn.LayerNorm(6), nn.Softmax(-1), nn.Hardswish()):
+    shifted = nn.Sequential(type("OnePlus", (nn.Module,), {"forward": lambda _, x: 1 + x.tanh()})())
+    for module in (nn.SiLU(), nn.LayerNorm(6), nn.Softmax(-1), nn.Hardswish(), shifted):
         assert audited(module).ok
 
 
@@ -384,125 +359,6 @@ def test_relevance_on_padding() -> None:
     assert report.ok, report.findings
     assert report.sinks is not None
     assert report.sinks.padding == 0
-
-
-def example(name: str, **options: Any) -> tuple[Any, zoo.Example]:
-    model = zoo.build(name, dtype=torch.float32)
-    return model, zoo.example(name, model, **options)
-
-
-# --- every rule is needed -------------------------------------------------------------------------
-
-
-class Beside(nn.Module):
-    """One call of an operation, and a path beside it: where its result is a constant, that stays."""
-
-    def __init__(self, call: Call) -> None:
-        super().__init__()
-        self.part = Model(call, call.precise).requires_grad_(False)
-
-    def operands(self) -> tuple[Tensor, ...]:
-        return tuple(
-            torch.view_as_real(x.detach()).clone() if x.is_complex() else x.detach()
-            for x in self.part.explained
-        )
-
-    def forward(self, *operands: Tensor) -> Tensor:
-        given = [
-            torch.view_as_complex(x) if like.is_complex() else x
-            for x, like in zip(operands, self.part.explained, strict=True)
-        ]
-        total = sum((x.sum() for x in operands), torch.zeros(()))
-        for y in self.part(*given):
-            total = total + (y.real if y.is_complex() else y).double().sum()
-        return total
-
-
-def is_red(model: nn.Module, inputs: Any, composite: lxt.Composite) -> bool:
-    """Whether an audit finds what a composite lacks, or can't even begin for it."""
-    try:
-        return not lxt.audit(model, inputs, composite=composite).ok
-    except (UnknownOperation, InvalidModel) as error:
-        text = str(error)
-        return "no gradient of its own" in text or "nothing can be explained" in text
-
-
-ENTRIES = operations.all_entries()
-CALLED = sorted(set(ENTRIES) - {"torch.Tensor.cuda"})
-
-
-@pytest.mark.parametrize("name", CALLED)
-@pytest.mark.filterwarnings("ignore::UserWarning")
-def test_without_any_rule_the_audit_is_red(name: str) -> None:
-    entry = ENTRIES[name]
-    model = Beside(operations.entry_calls(entry)[0])
-    report = lxt.audit(model, model.operands())
-    assert report.ok, report.findings
-    assert is_red(model, model.operands(), lxt.attnlrp.without(entry.operation))
-
-
-def class_at(path: str, forward: Callable[[Tensor], Tensor]) -> type[nn.Module]:
-    """A class of modules of that qualified name."""
-    members = {"forward": lambda _, x: forward(x), "weight": None}
-    cls = type("Part", (nn.Module,), members)
-    cls.__module__, _, cls.__qualname__ = path.rpartition(".")
-    return cls
-
-
-WRITTEN_OUT = {
-    "GELUActivation": (True,),
-    "GELUTanh": (True,),
-    "ClippedGELUActivation": (-0.5, 1.0),
-}
-"""Of those that are one torch function by default, the form that is several."""
-
-
-@pytest.mark.parametrize("target", UNITS, ids=str)
-def test_without_any_unit_the_audit_is_red(target: lxt.ClassPath) -> None:
-    package, _, name = target.path.rpartition(".")
-    if package == "transformers.activations":
-        unit = getattr(transformers.activations, name)(*WRITTEN_OUT.get(name, ()))
-    elif name == "BloomGelu":
-        unit = BloomGelu()
-    else:
-        unit = class_at(target.path, lambda x: x * torch.sigmoid(1.702 * x))()
-    model = Net(unit)
-    assert lxt.audit(model, X).ok
-    assert is_red(model, X, lxt.attnlrp.without(target))
-
-
-QUANTISED_LAYERS = [target for target in QUANTIZED if isinstance(target, lxt.ClassPath)]
-
-
-@pytest.mark.parametrize("target", QUANTISED_LAYERS, ids=str)
-def test_without_the_rule_of_any_quantised_layer_the_audit_is_red(target: lxt.ClassPath) -> None:
-    class Kernel(torch.autograd.Function):
-        @staticmethod
-        def forward(ctx: Any, x: Tensor) -> Tensor:
-            return x * 2
-
-        @staticmethod
-        def backward(ctx: Any, g: Tensor) -> Tensor:
-            return g * 2
-
-    model = Net(class_at(target.path, Kernel.apply)())
-    refused = QUANTIZED[target] is refused_layer
-    assert kinds(lxt.audit(model, X)) == (["call that a rule refuses"] if refused else [])
-    assert "unknown operation" in kinds(lxt.audit(model, X, composite=lxt.attnlrp.without(target)))
-
-
-@pytest.mark.parametrize(
-    ("name", "target"),
-    [
-        ("mamba", recurrent.SELECTIVE_SCAN),
-        ("qwen3_5", recurrent.DELTA_RULE),
-        ("recurrent_gemma", recurrent.REAL_GATED_LRU),
-    ],
-)
-def test_without_the_rule_of_a_recurrence_the_audit_is_red(name: str, target: Any) -> None:
-    model, one = example(name)
-    inputs = {**one.kwargs, one.leaf_name: one.leaf}
-    assert is_red(model, inputs, lxt.attnlrp.without(target))
 
 
 # --- what can be audited --------------------------------------------------------------------------

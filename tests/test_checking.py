@@ -274,7 +274,7 @@ def test_a_constant_weight_and_further_arguments() -> None:
     lxt.testing.check_rule(lxt.rules.passthrough, F.linear, sample)
 
 
-FREE = {"softmax", "attention", "exponential", "gated", "constants"}
+FREE = {"softmax", "attention", "exponential", "gated", "constants", "losses"}
 """Files of rules that linearise, or stop: they absorb by design."""
 
 BY_DESIGN = {

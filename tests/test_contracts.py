@@ -11,6 +11,7 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 import lxt
 import zoo
+from lxt.coverage.exact import ExactFloat64
 from lxt.errors import ReentrantCheckpoint
 from lxt.structure import Within
 
@@ -153,7 +154,7 @@ def test_attention_implementations_agree(
 ) -> None:
     def run(attention: str | None) -> Tensor:
         model = zoo.build(name, attention=attention)
-        with zoo.ExactFloat64(), zoo.flex_attention_on_cpu():
+        with ExactFloat64(), zoo.flex_attention_on_cpu():
             return relevance(model, zoo.example(name, model), composite)
 
     assert close(run(attention), run(None), 1e-9)
@@ -166,7 +167,7 @@ def test_a_nonlinear_score_inside_flex_attention_is_refused() -> None:
         with pytest.raises(lxt.errors.UnknownOperation, match=r"torch\.tanh.*eager"):
             relevance(model, example, lxt.attnlrp)
         # Its weights are constants in CP-LRP, so there is nothing to refuse.
-        with zoo.ExactFloat64():
+        with ExactFloat64():
             flex = relevance(model, example, lxt.cp_lrp)
             eager = relevance(zoo.build("gemma2", attention="eager"), example, lxt.cp_lrp)
     assert close(flex, eager, 1e-9)
@@ -184,7 +185,7 @@ def test_a_row_equals_the_row_alone(name: str, side: str, composite: lxt.Composi
     model = zoo.build(name)
     example = zoo.example(name, model, batch=3, padding=side)  # type: ignore[arg-type]
     assert example.input_mask is not None
-    with zoo.ExactFloat64():
+    with ExactFloat64():
         together = relevance(model, example, composite)
         assert torch.equal(together[~example.input_mask], 0 * together[~example.input_mask])
         for index in range(3):

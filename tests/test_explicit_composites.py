@@ -9,6 +9,7 @@ import lxt
 import operations
 import zoo
 from lxt.composite import rule_name
+from lxt.coverage.exact import ExactFloat64
 from lxt.errors import InvalidComposite, UnknownOperation
 from lxt.explicit import explicit_form
 from lxt.explicit.check import conservation_check
@@ -35,7 +36,7 @@ def explained(logits: Tensor, example: zoo.Example) -> Tensor:
 
 
 def efficient_relevance(model: nn.Module, example: zoo.Example, composite: str) -> Tensor:
-    with EFFICIENT[composite].context(model), zoo.ExactFloat64():
+    with EFFICIENT[composite].context(model), ExactFloat64():
         value = explained(example.run(model), example)
     (gradient,) = torch.autograd.grad(value.sum(), example.leaf)
     return (example.leaf * gradient).detach()
@@ -44,7 +45,7 @@ def efficient_relevance(model: nn.Module, example: zoo.Example, composite: str) 
 def explicit_relevance(
     model: nn.Module, example: zoo.Example, composite: lxt.Composite
 ) -> tuple[Tensor, Tensor]:
-    with zoo.ExactFloat64(), composite.context(model):
+    with ExactFloat64(), composite.context(model):
         value = explained(example.run(model), example)
         (relevance,) = torch.autograd.grad(value, example.leaf, value.detach())
     return relevance, value.detach()
@@ -60,7 +61,7 @@ def test_both_formulations_agree(name: str, attention: str, composite: str) -> N
     """To 1e-8. What is left is ε: denominators are y + 1e-12."""
     model = zoo.build(name, attention=attention)
     example = zoo.example(name, model)
-    with zoo.ExactFloat64():
+    with ExactFloat64():
         expected = efficient_relevance(model, example, composite)
     relevance, _ = explicit_relevance(model, example, EXPLICIT[composite])
     assert difference(relevance, expected) <= 1e-8
@@ -91,10 +92,18 @@ def relevances(call: Call, composite: str, in_slice: bool = False) -> list[tuple
     g = [torch.randn(y.shape, dtype=y.dtype) for y in outputs]
     gradients = efficient.handed_back(outputs, g)
     expected = [
-        x.detach() * gradient for x, gradient in zip(efficient.explained, gradients, strict=True)
+        by_parts(x.detach(), gradient)
+        for x, gradient in zip(efficient.explained, gradients, strict=True)
     ]
     seeds = [y.detach() * g_y for y, g_y in zip(outputs, g, strict=True)]
     return list(zip(explicit.handed_back(again, seeds), expected, strict=True))
+
+
+def by_parts(x: Tensor, gradient: Tensor) -> Tensor:
+    """Input x gradient; the relevance of a complex number is that of each of its parts."""
+    if not x.is_complex():
+        return x * gradient
+    return torch.complex(x.real * gradient.real, x.imag * gradient.imag)
 
 
 def writes_what_carries(name: str) -> bool:
@@ -182,7 +191,7 @@ def test_padding_gets_nothing(side: zoo.Padding) -> None:
     relevance, _ = explicit_relevance(model, example, EXPLICIT["attnlrp"])
     assert relevance.isfinite().all()
     assert not relevance[~example.input_mask].any()
-    with zoo.ExactFloat64():
+    with ExactFloat64():
         expected = efficient_relevance(model, example, "attnlrp")
     assert difference(relevance, expected) <= 1e-8
 
@@ -194,7 +203,7 @@ def test_a_rule_of_ones_own_becomes_explicit() -> None:
     efficient = lxt.attnlrp | {F.silu: half, nn.LayerNorm: lxt.rules.constant}
     model = zoo.build("llama")
     example = zoo.example("llama", model)
-    with efficient.context(model), zoo.ExactFloat64():
+    with efficient.context(model), ExactFloat64():
         value = explained(example.run(model), example)
     expected = example.leaf * torch.autograd.grad(value.sum(), example.leaf)[0]
     relevance, _ = explicit_relevance(model, example, explicit_form(efficient, TINY))

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 import lxt
 import naive_mixers as naive
 import zoo
+from lxt.coverage.exact import ExactFloat64
 from lxt.explicit import explicit_form
 from mixers import difference, random, relevance
 
@@ -60,7 +61,7 @@ def called(name: str, layer: nn.Module, x: Tensor) -> Tensor:
 def test_a_layer_agrees_with_its_reference(name: str, composite: str) -> None:
     layer = layer_of(name)
     x = random(2, LENGTH, 32).requires_grad_()
-    with COMPOSITES[composite].context(layer), zoo.ExactFloat64():
+    with COMPOSITES[composite].context(layer), ExactFloat64():
         y = called(name, layer, x)
     g = random(*y.shape, seed=1)
     expected_y = LAYERS[name][1](layer, x, naive.Rules(composite == "cp_lrp"))
@@ -70,7 +71,7 @@ def test_a_layer_agrees_with_its_reference(name: str, composite: str) -> None:
 
 def explained(model: nn.Module, example: zoo.Example, composite: lxt.Composite) -> Tensor:
     """The logits at the last position that counts, under rules, summed."""
-    with composite.context(model), zoo.ExactFloat64():
+    with composite.context(model), ExactFloat64():
         logits = example.run(model)
     return logits[:, -1].amax(-1)
 
@@ -165,7 +166,7 @@ def test_a_step_with_a_cache_agrees_with_the_whole(name: str) -> None:
     before, last = example.leaf[:, :-1].detach(), example.leaf[:, -1:].detach().requires_grad_()
     value = explained(model, example, lxt.cp_lrp)
     expected = relevance(value, example.leaf, torch.ones_like(value))[:, -1:]
-    with zoo.ExactFloat64():
+    with ExactFloat64():
         with torch.no_grad():
             cache = model(inputs_embeds=before, use_cache=True)
         state = cache.get("past_key_values", cache.get("cache_params"))

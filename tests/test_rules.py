@@ -14,6 +14,10 @@ from hypothesis import given, settings, strategies as st
 from torch import Tensor
 
 import naive
+import naive_attention
+import naive_losses
+import naive_norms
+import naive_products
 import naive_recurrent
 import operations
 from lxt.composites import attnlrp
@@ -65,6 +69,12 @@ def calls(name: str) -> list[Call]:
     return operations.entry_calls(ENTRIES[name])
 
 
+def dtypes(name: str, call: Call) -> tuple[torch.dtype, ...]:
+    """Those that an operation is implemented in; few are for complex numbers of less."""
+    narrow = any(x.is_complex() for x in call.tensors)
+    return DTYPES_OF.get(name, DTYPES[:2] if narrow else DTYPES)
+
+
 @functools.cache
 def expected(name: str, number: int, shift: int = 0) -> tuple[list[Tensor], list[Tensor]]:
     """Gradients of the outputs, and what the operands must receive for them, in float64."""
@@ -112,7 +122,7 @@ def test_every_entry_has_samples_in_which_something_carries_relevance():
 @every_entry
 def test_value_is_the_plain_operations_to_the_bit(name):
     for call in calls(name):
-        for dtype in DTYPES_OF.get(name, DTYPES):
+        for dtype in dtypes(name, call):
             # With gradients required alike: attention chooses its kernel by that.
             operands = [x.clone() for x in call.copies(dtype)]
             plain, plain_warnings = quiet(call, *operands)
@@ -191,7 +201,7 @@ def test_gradient_in_low_precision_is_that_of_float64_rounded(name):
         # fused kernels of attention round their weights, and the sums over keys, before the end.
         # Multi-head attention rounds its scores too, before it takes their exponential.
         ulps = 64 if "multi_head" in name else 8 if "attention" in name else 3
-        for dtype in set(DTYPES_OF.get(name, DTYPES)) - {torch.float64}:
+        for dtype in set(dtypes(name, call)) - {torch.float64}:
             model = Model(call, dtype)
             received = model.handed_back(model.under(attnlrp), g)
             for gradient, wanted in zip(received, reference, strict=True):
@@ -252,8 +262,10 @@ def test_writing_to_a_slice_of_a_computed_tensor(name):
 # --- conservation --------------------------------------------------------------------------------
 
 _ABSORBING = (
-    *(naive.nothing, naive.softmax, naive.attention, naive.glu, naive.spread_and_mean),
-    *(naive.logsumexp, naive.logcumsumexp, naive.places_are_constant, naive_recurrent.recurrent),
+    *(naive_products.nothing, naive_products.places_are_constant, naive_norms.spread_and_mean),
+    *(naive_attention.softmax, naive_attention.logsumexp, naive_attention.logcumsumexp),
+    *(naive_attention.attention, naive_attention.glu, naive_recurrent.recurrent),
+    naive_losses.cross_entropy,
 )
 
 
@@ -262,7 +274,7 @@ def conserves(call: Call) -> bool:
     if naive.REFERENCES[operations.base_name(call.operation)] in _ABSORBING:
         return False
     at_zero = [
-        x.double() * (0 if carries and received.any() else 1) if x.is_floating_point() else x
+        x * (0 if carries and received.any() else 1) if operations.is_real(x) else x
         for x, carries, received in zip(call.tensors, call.carries, _received(call), strict=True)
     ]
     return all(not y.any() for y in call(*at_zero))

@@ -6,7 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-import naive
+import naive_attention
 import operations
 from lxt.composites import attnlrp, cp_lrp
 from lxt.rules.registry import sample, t
@@ -31,7 +31,7 @@ def test_cp_lrp_hands_all_of_attention_to_the_value():
     for call in calls("torch.nn.functional.scaled_dot_product_attention"):
         model, g = Model(call, torch.float64), call.upstream()
         received = model.handed_back(model.under(cp_lrp), g)
-        wanted = naive.attention(call, g, weights_are_constant=True)
+        wanted = naive_attention.attention(call, g, weights_are_constant=True)
         for index, gradient in zip(call.carriers(), received, strict=True):
             assert_close(gradient, wanted[index], 1e-12)
 
@@ -40,7 +40,7 @@ def test_cp_lrp_takes_the_gate_of_a_gated_linear_unit_as_a_constant():
     for call in calls("torch.nn.functional.glu"):
         model, g = Model(call, torch.float64), call.upstream()
         (received,) = model.handed_back(model.under(cp_lrp), g)
-        assert_close(received, naive.glu(call, g, gate_is_constant=True)[0], 1e-12)
+        assert_close(received, naive_attention.glu(call, g, gate_is_constant=True)[0], 1e-12)
 
 
 # A gate on its way from the non-linearity to the product, all of shape [2, 4] in the end.

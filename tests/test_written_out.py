@@ -13,7 +13,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-import naive
+import naive_attention
+import naive_functions
+import naive_norms
 import odd_models
 from lxt.composites import attnlrp
 from lxt.explicit.composites import attnlrp as explicit_attnlrp
@@ -179,7 +181,7 @@ def test_log_of_softmax_is_log_softmax() -> None:
         with attnlrp.context(model):
             y = model(x * 1)
         rows = zip(x.tolist(), g.tolist(), strict=True)
-        wanted = [naive.softmax_row_gradient(*row, log=True) for row in rows]
+        wanted = [naive_attention.softmax_row_gradient(*row, log=True) for row in rows]
         (gradient,) = torch.autograd.grad(y, x, g)
         assert_close(gradient, torch.tensor(wanted, dtype=torch.float64), 1e-14)
 
@@ -217,7 +219,7 @@ def test_exponentials_by_themselves_have_their_secant() -> None:
     with attnlrp.context(model):
         y = model(x * 1)
     (gradient,) = torch.autograd.grad(y, x, g)
-    slopes = [naive.secant(mpmath.exp, v) for v in x.flatten().tolist()]
+    slopes = [naive_functions.secant(mpmath.exp, v) for v in x.flatten().tolist()]
     d = 1 + math.fsum(abs(v) for v in x.flatten().tolist())
     assert_close(gradient, g * torch.tensor(slopes, dtype=torch.float64).view_as(x) / d, 1e-14)
 
@@ -295,4 +297,4 @@ def test_norms_written_out_are_norms(name: str, composite: str) -> None:
         y = model(x * 1)
     (gradient,) = torch.autograd.grad(y, x, g)
     options = {"centred": False, "eps": EPS} | form
-    assert_close(gradient, naive.normalized(x.detach(), g, 4, **options), 1e-13)
+    assert_close(gradient, naive_norms.normalized(x.detach(), g, 4, **options), 1e-13)

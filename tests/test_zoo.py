@@ -11,6 +11,7 @@ import pytest
 import torch
 
 import zoo
+from lxt.coverage.exact import ExactFloat64
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -116,7 +117,7 @@ def test_padding_does_not_matter(name: str, padding: zoo.Padding) -> None:
         sample = zoo.example(name, model, batch=3, padding=padding)
         assert sample.input_mask is not None
         assert sample.input_mask.sum(1).tolist() == [8, 11, 8]
-        with zoo.ExactFloat64():
+        with ExactFloat64():
             logits = sample.run(model)
             for index in range(3):
                 row, one = sample.row(index), slice(index, index + 1)
@@ -139,7 +140,7 @@ def test_attention_implementations_agree(name: str) -> None:
     reference = zoo.build(name, attention="eager")
     model = zoo.build(name, attention="sdpa")
     sample = zoo.example(name, reference)
-    with zoo.ExactFloat64():
+    with ExactFloat64():
         difference = (sample.run(reference) - sample.run(model)).abs().max().item()
     agrees = zoo.ARCHITECTURES[name].attention_agrees
     assert difference < 1e-9 if agrees else difference > 1e-3
@@ -208,7 +209,7 @@ def test_flex_attention_on_cpu(name: str) -> None:
     for padding in (None, *side):
         sample = zoo.example(name, reference, padding=padding)
         outputs, gradients = [], []
-        with zoo.ExactFloat64(), zoo.flex_attention_on_cpu():
+        with ExactFloat64(), zoo.flex_attention_on_cpu():
             for each in (reference, model):
                 outputs.append(sample.run(each)[sample.output_mask])
                 gradients.append(_gradient(sample, outputs[-1]))

@@ -21,12 +21,10 @@ import torch
 import transformers
 from torch import Tensor, nn
 
-from lxt.coverage.exact import ExactFloat64
-
 from zoo_recurrent import ENTRIES
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Iterator
 
 Padding = Literal["left", "right"]
 LeafName = Literal["inputs_embeds", "embedding", "pixel_values"]

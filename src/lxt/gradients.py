@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.autograd import Function
 
-from lxt.engine.nodes import hands_on, kind_of
+from lxt.engine.nodes import TRANSPARENT, hands_on, kind_of
 
 __all__ = [
     "TRANSPARENT",
@@ -204,17 +204,6 @@ class _Secant(Function):
         (x,) = ctx.saved_tensors
         slope = ctx.slope(x.to(compute_dtype(x.dtype)))
         return g * slope.to(g.dtype), None, None, None
-
-
-# Nodes that hand on a value, or a part of it: looking through them finds where it was made.
-_TRANSPARENT_NAMES = """
-    View UnsafeView ReshapeAlias Transpose T Permute Unsqueeze Squeeze Expand ToCopy Clone
-    Slice Select Index Split SplitWithSizes Unbind Alias AsStrided IndexSelect Repeat
-    MaskedFill Cat
-"""
-TRANSPARENT = frozenset(
-    f"{name}Backward{number}" for name in _TRANSPARENT_NAMES.split() for number in range(3)
-) | {"torch::autograd::CopyBackwards"}
 
 
 # Those that pick some of the values, as a router picks its experts'.

@@ -15,7 +15,7 @@ from lxt.auditing.sinks import Sinks, sinks_of
 from lxt.composite import Composite
 from lxt.engine.callsite import Callsite
 from lxt.engine.parameters import ConstantParameters
-from lxt.engine.recorder import Escape
+from lxt.engine.records import Escape
 from lxt.passes import Case, Change, Pass
 from lxt.text_case import TextCase
 

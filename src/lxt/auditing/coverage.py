@@ -11,7 +11,7 @@ from torch import nn
 from lxt.auditing.advice import line_for, module_behind, nature_of
 from lxt.auditing.ledger import Account, Ledger
 from lxt.auditing.report import Covered, Finding, Status
-from lxt.engine.recorder import HANDED_ON, Call
+from lxt.engine.records import HANDED_ON, Call
 
 __all__ = ["findings", "rows"]
 
@@ -113,7 +113,7 @@ def _unknown(model: nn.Module, calls: list[Call]) -> Finding:
             f"{call.refusal} {where}",
             line_for(call.operation, None),
         )
-    nature = nature_of(call.function, *call.arguments)
+    nature = nature_of(call.function, *call.arguments) if call.function else None
     is_what = f", {nature} as far as can be tried," if nature else ""
     return Finding(
         "unknown operation",

@@ -19,7 +19,7 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from lxt.engine.recorder import Call, Flow, Settlement
+from lxt.engine.records import Call, Flow, Settlement
 
 __all__ = ["Account", "Boundary", "Ledger"]
 
@@ -41,6 +41,7 @@ _RESTS = {
     "exponential": "softmax",  # of a log-probability
     "quantized": "rounding of activations",
     "gated": "biases",  # within a recurrent network
+    "losses": "other constants",  # a target, within a square
 }
 _RESTS_OF_RULES = {"gated_linear_unit": "values at 0"}  # of its gate, a half of its operand
 

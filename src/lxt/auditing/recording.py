@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from lxt.composite import Composite
-from lxt.engine.recorder import Call, Escape, Recorder, Settlement
+from lxt.engine.recorder import Recorder
+from lxt.engine.records import Call, Escape, Settlement
 from lxt.errors import InvalidModel, UnknownOperation
 from lxt.passes import Case, Pass
 

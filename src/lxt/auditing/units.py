@@ -14,11 +14,12 @@ from torch import nn
 
 from lxt.auditing.advice import nature_of
 from lxt.auditing.report import Finding
-from lxt.engine.recorder import Call
+from lxt.engine.records import Call
 
 __all__ = ["taken_apart"]
 
 _LINEAR = ("passthrough", "linear")
+_LINEAR_IN_ONE = ("product", "quotient")
 
 
 def taken_apart(model: nn.Module, calls: list[Call]) -> list[Finding]:
@@ -31,13 +32,27 @@ def taken_apart(model: nn.Module, calls: list[Call]) -> list[Finding]:
     found: dict[type, list[Call]] = {}
     for name, inside in within.items():
         module = modules.get(name)
-        if module is None or any(module.children()) or type(module) in found:
+        if not name or module is None or any(module.children()) or type(module) in found:
             continue
-        # one that runs for each expert is not several
-        bent = {(c.operation, c.callsite.line) for c in inside if c.rule not in _LINEAR}
-        if len(bent) > 1 and _is_elementwise(module, inside[0].operand):
+        if _is_composed(inside) and _is_elementwise(module, inside[0].operand):
             found[type(module)] = inside
     return [_finding(cls, inside) for cls, inside in found.items()]
+
+
+def _is_composed(inside: list[Call]) -> bool:
+    """Whether operations are several curves or products, or a curve of what was shifted."""
+    shifted = False
+    bent = set()  # by line, since what runs for each expert is not several
+    for call in inside:
+        if not _is_linear(call):
+            bent.add((call.operation, call.callsite.line))
+        elif not bent and call.family == "addition" and call.carriers == 1:
+            shifted = True
+    return len(bent) > 1 or (shifted and bool(bent))
+
+
+def _is_linear(call: Call) -> bool:
+    return call.rule in _LINEAR or (call.rule in _LINEAR_IN_ONE and call.carriers == 1)
 
 
 def _is_elementwise(module: nn.Module, like: torch.Tensor) -> bool:

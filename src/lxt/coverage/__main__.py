@@ -14,6 +14,7 @@ from lxt.coverage.catalogue import NO_MODEL, model_type, model_types
 from lxt.coverage.size import Size
 from lxt.coverage.sweep import Limits, sweep
 from lxt.coverage.table import as_document, as_markdown
+from lxt.storage import check_writable
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
@@ -54,6 +55,8 @@ def main(
         size = Size(
             hidden=hidden, layers=layers, heads=heads, tokens=tokens, batch=batch, seed=seed
         )
+        for path in filter(None, (markdown, json_path)):
+            check_writable(path)
     except (errors.LxtError, ValueError) as error:
         typer.secho(f"error: {error}", fg=typer.colors.RED, err=True)
         raise typer.Exit(2) from None

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from lxt.auditing.checks import same
 from lxt.auditing.identity import state_of
-from lxt.auditing.ledger import Ledger
+from lxt.auditing.ledger import Account, Ledger
 from lxt.composite import Composite
 from lxt.composites import attnlrp, cp_lrp
 from lxt.coverage.build import build
@@ -222,14 +222,27 @@ class Subject:
 
 def _conservation(ledger: Ledger) -> float:
     """What the ledger can't account for, relatively to the target: by operation, and in all."""
-    unexplained = sum(abs(account.rest) for account in ledger.accounts if account.is_unexplained)
+    unexplained = sum(abs(account.rest) for account in _unconserving(ledger))
     scale = max(abs(ledger.target), ledger.gross)
     return (unexplained + ledger.imbalance()) / scale if scale else math.nan
 
 
+def _unconserving(ledger: Ledger) -> list[Account]:
+    """The operations that must not absorb more than their constant part.
+
+    Under cp_lrp softmax must not either, since its result is a constant; but its logarithm may.
+    """
+    return [
+        account
+        for account in ledger.accounts
+        if account.is_unexplained
+        or account.call.family in ("attention", "flex")
+        or (account.call.family == "softmax" and "log" not in account.call.operation)
+    ]
+
+
 def _worst(ledger: Ledger) -> str:
-    unexplained = [account for account in ledger.accounts if account.is_unexplained]
-    account = max(unexplained, key=lambda account: abs(account.rest))
+    account = max(_unconserving(ledger), key=lambda account: abs(account.rest))
     site = account.call.callsite
     return f" (most by {account.call.operation} in {site.module_class}: {site.text})"
 

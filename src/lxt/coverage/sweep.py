@@ -60,6 +60,7 @@ def sweep(
 
     limits = limits or Limits()
     # A fork has but one thread: one that had started torch's pool would wait for it in its child.
+    threads = torch.get_num_threads()
     torch.set_num_threads(1)
     method = "fork" if "fork" in multiprocessing.get_all_start_methods() else "spawn"
     context = multiprocessing.get_context(method)
@@ -83,6 +84,7 @@ def sweep(
     finally:
         for worker in running:
             worker.process.kill()
+        torch.set_num_threads(threads)
 
 
 def _result(worker: _Worker, limits: Limits) -> dict[str, Any] | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import platform
 from collections import Counter
 from collections.abc import Sequence
@@ -35,7 +36,15 @@ def as_document(rows: Sequence[Row], size: Size) -> dict[str, Any]:
         "python": platform.python_version(),
         "size": asdict(size),
         "counts": dict(Counter(row.status for row in rows)),
-        "rows": [row.to_dict() for row in sorted(rows, key=lambda row: row.name)],
+        "rows": [_plain(row.to_dict()) for row in sorted(rows, key=lambda row: row.name)],
+    }
+
+
+def _plain(row: dict[str, Any]) -> dict[str, Any]:
+    """A row in which numbers that JSON lacks, NaN and infinity, are None."""
+    return {
+        name: None if isinstance(value, float) and not math.isfinite(value) else value
+        for name, value in row.items()
     }
 
 

@@ -6,10 +6,20 @@ from typing import Any, Literal
 
 from torch import Tensor
 
-__all__ = ["Formulation", "formulation_of", "hands_on", "kind_of"]
+__all__ = ["TRANSPARENT", "Formulation", "formulation_of", "hands_on", "kind_of"]
 
 Formulation = Literal["gradient", "relevance"]
 """What backward passes take and return."""
+
+# Nodes that hand on a value, or a part of it: looking through them finds where it was made.
+_TRANSPARENT_NAMES = """
+    View UnsafeView ReshapeAlias Transpose T Permute Unsqueeze Squeeze Expand ToCopy Clone
+    Slice Select Index Split SplitWithSizes Unbind Alias AsStrided IndexSelect Repeat
+    MaskedFill Cat
+"""
+TRANSPARENT = frozenset(
+    f"{name}Backward{number}" for name in _TRANSPARENT_NAMES.split() for number in range(3)
+) | {"torch::autograd::CopyBackwards"}
 
 # Module hooks' and non-reentrant checkpointing's.
 _NODES = frozenset({"BackwardHookFunctionBackward", "_NoopSaveInputsBackward"})
@@ -38,7 +48,20 @@ def kind_of(node: Any) -> str:
     """The name of a node, or of the operation that an explicit rule stands for."""
     inner = getattr(node, "output", None)
     if isinstance(inner, Tensor) and inner.grad_fn is not None:
-        return inner.grad_fn.name()
+        return _made_by(inner.grad_fn).name()
     if getattr(getattr(node, "_forward_cls", None), "is_product", False):
         return "MulBackward0"
     return node.name()
+
+
+def _made_by(node: Any) -> Any:
+    """The node that made the value which `node` may only reshape; `node` if nothing did.
+
+    A linear layer of three dimensions, for one, reshapes the product of two matrices.
+    """
+    maker = node
+    while maker.name() in TRANSPARENT:
+        maker = maker.next_functions[0][0]
+        if maker is None:
+            return node
+    return node if maker.name() == "torch::autograd::AccumulateGrad" else maker

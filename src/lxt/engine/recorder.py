@@ -18,105 +18,27 @@ import torch
 from torch import Tensor, nn
 
 from lxt.composite import Rule, rule_name, target_name
-from lxt.engine.callsite import Callsite, callsite, module_names
+from lxt.engine.callsite import callsite, module_names
 from lxt.engine.nodes import Formulation, formulation_of
 from lxt.engine.opaque import is_seen_through, next_number, tensors_in
+from lxt.engine.records import (
+    HANDED_ON,
+    INPUT,
+    TARGET,
+    UNSEEN,
+    Call,
+    Escape,
+    Flow,
+    Settlement,
+)
+from lxt.engine.zeroed import values_at_zero
 from lxt.rules.declared import declarations_of
 from lxt.rules.registry import Absorbs, family_of
 
-__all__ = ["HANDED_ON", "INPUT", "TARGET", "Call", "Escape", "Flow", "Recorder", "Settlement"]
+__all__ = ["Recorder", "wide"]
 
 Edge = tuple[Any, int]
 """A node of autograd's graph, or the identity of a leaf, and the number of the output."""
-
-INPUT, TARGET = -1, -2
-"""Who hands relevance on or gets it where it is no call: what is explained, and by what."""
-
-UNSEEN, HANDED_ON = "an operation that was not seen", "handed on"
-
-
-@dataclass
-class Call:
-    """One operation of a forward pass: what ran, under which rule, and where.
-
-    Attributes:
-        operation: its name as one writes it for a target.
-        rule: the name of its rule; None if it was left to autograd's plain gradient.
-        family: the file of rules that it belongs to; "" if to none of this library's.
-        callsite: module and line of code.
-        function: the torch function itself, or the class of a module; None if it was not seen.
-        carriers: how many of its operands carry relevance.
-        carries: whether its result does.
-        operand: the first that carries relevance, without its values.
-        constants: the shapes of the floating-point operands that don't.
-        arguments: what it was called with, kept where it has no rule.
-        refusal: why its rule didn't take the call.
-        absorbs: what its rule declares that it may keep; None if it declares nothing.
-        shape: of its result, the first if there are several.
-    """
-
-    operation: str
-    rule: str | None
-    family: str
-    callsite: Callsite
-    function: Any = None
-    carriers: int = 0
-    carries: bool = False
-    operand: Tensor = field(default_factory=lambda: torch.empty(0))
-    constants: tuple[tuple[int, ...], ...] = ()
-    arguments: tuple[tuple[Any, ...], dict[str, Any]] = ((), {})
-    refusal: str | None = None
-    absorbs: Absorbs | None = None
-    shape: tuple[int, ...] = ()
-    numbers: range = range(0)
-
-
-@dataclass(frozen=True)
-class Escape:
-    """A call that hands values to where no rule sees what becomes of them, and why."""
-
-    operation: str
-    reason: str
-    callsite: Callsite
-
-
-@dataclass
-class Flow:
-    """Relevance from one call (or `TARGET`) to an earlier one (or `INPUT`), by their numbers.
-
-    `gross` is Σ|R| over the elements, `relevance` is Σ R.
-    """
-
-    sink: int
-    source: int
-    relevance: float
-    gross: float
-
-
-@dataclass
-class Settlement:
-    """What the backward pass of a recorded forward pass did, in the order of the calls.
-
-    Attributes:
-        gross: Σ|R| at what each call put out.
-        constant: Σ R of what each call puts out for operands that are 0, which is no operand's.
-        flows: what the calls handed to each other.
-        joined: for each call the number of the one that it counts with, itself mostly: where the
-            value between two calls is not known they are one.
-        relevance: Σ R of the leaves.
-        relevance_gross: Σ|R| of the leaves.
-        gradients: of the leaves.
-        target: what is explained, as a number.
-    """
-
-    gross: list[float]
-    constant: list[float]
-    flows: list[Flow]
-    joined: list[int]
-    relevance: float
-    relevance_gross: float
-    gradients: list[Tensor]
-    target: float
 
 
 @dataclass
@@ -191,7 +113,7 @@ class Recorder:
             for t in (*tensors_in(args), *tensors_in(kwargs))
             if t.is_floating_point() and not t.requires_grad
         )
-        at_zero = list(_at_zero(operation, args, kwargs)) if carriers else []
+        at_zero = list(values_at_zero(operation, args, kwargs)) if carriers else []
         self._running = _Running(call, (tuple(args), dict(kwargs)), at_zero)
 
     def left_plain(self, what: str) -> None:
@@ -454,43 +376,3 @@ def _head(joined: list[int], number: int) -> int:
     while joined[number] != number:
         number = joined[number]
     return number
-
-
-def _at_zero(
-    operation: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any]
-) -> Iterator[list[Tensor]]:
-    """What an operation puts out if its operands that carry relevance are 0.
-
-    Where that is not finite, as for 0/0, also what it does if all but the last are, or the first.
-    """
-    count = sum(t.requires_grad for t in (*tensors_in(args), *tensors_in(kwargs)))
-    for zeros in sorted({count, max(count - 1, 1), 1}, reverse=True):
-        zero = _Zero(args[0] if args else None, zeros)
-        try:
-            with torch.no_grad():
-                zeroed = [zero(value) for value in args]
-                result = operation(*zeroed, **{name: zero(v) for name, v in kwargs.items()})
-        except Exception:  # a model's code may raise whatever it likes for values it never met
-            return
-        tensors = list(tensors_in(result)) or list(tensors_in(zeroed[:1]))
-        yield tensors
-        if all(tensor.isfinite().all() for tensor in tensors):
-            return
-
-
-@dataclass
-class _Zero:
-    """Makes the first operands that carry relevance 0."""
-
-    written: Any  # what the operation writes to, if it writes
-    left: int  # how many are still to be made 0
-
-    def __call__(self, value: Any) -> Any:
-        if type(value) in (tuple, list):
-            return type(value)(map(self, value))
-        if not isinstance(value, Tensor):
-            return value
-        if value.requires_grad and self.left:
-            self.left -= 1
-            return torch.zeros_like(value.detach())
-        return value.detach().clone() if value is self.written else value.detach()

@@ -19,7 +19,7 @@ from lxt.architectures.recurrent import recurrent
 from lxt.composite import Composite, Rule, Target
 from lxt.errors import InvalidComposite
 from lxt.explicit import operations as explicit, written
-from lxt.rules import bilinear, constants, normalization, powers
+from lxt.rules import bilinear, constants, losses, normalization, powers
 from lxt.rules.activation import Elementwise
 from lxt.rules.attention import scaled_dot_product_attention, value_only_attention
 from lxt.rules.elementary import constant, passthrough
@@ -102,6 +102,7 @@ class _Form:
             bilinear.sum_with_quotient: written.checked(
                 bilinear.check_no_softmax, explicit.linearised(bilinear.sum_with_quotient, eps)
             ),
+            losses.mse_loss: written.squared_difference(eps),
             constants.inverse: constants.inverse,
             constants.norm: constants.norm,
             powers.power: written.checked(

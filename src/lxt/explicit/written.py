@@ -1,4 +1,7 @@
-"""The explicit rules of quotients, exponentials and logarithms, which may write out a softmax."""
+"""The explicit rules of quotients, exponentials and logarithms, which may write out a softmax.
+
+And of a squared difference, which is itself several operations in one.
+"""
 
 from __future__ import annotations
 
@@ -7,10 +10,11 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from lxt.explicit.check import is_checking
-from lxt.explicit.operations import Rule, identity, linearised
+from lxt.explicit.operations import Rule, epsilon, explained, identity, linearised
 from lxt.gradients import substitute
 from lxt.rules.activation import replaced
 from lxt.rules.elementary import constant
@@ -23,7 +27,7 @@ from lxt.rules.written import (
     written_softmax,
 )
 
-__all__ = ["checked", "exponential", "logarithm", "quotient"]
+__all__ = ["checked", "exponential", "logarithm", "quotient", "squared_difference"]
 
 
 def checked(check: Callable[..., None], rule: Rule) -> Family:
@@ -99,3 +103,17 @@ def quotient(eps: float, rule: Family, softmax_is_constant: bool = False) -> Fam
         )
 
     return Family(apply, "quotient")
+
+
+def squared_difference(eps: float) -> Callable[..., Tensor]:
+    """The mean (or sum) of (a − b)²: the ε-rule, the identity rule for squares, the ε-rule."""
+    linear, squares = epsilon(eps).function, identity(eps, gates=False).function
+
+    def explicit(input: Tensor, target: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        each = squares(torch.square, linear(torch.sub, input, target))
+        return linear(F.l1_loss, each, torch.zeros_like(each), *args, **kwargs)  # a plain mean
+
+    def rule(*operands: Any, **named: Any) -> Tensor:
+        return explained(F.mse_loss, explicit, operands, named)
+
+    return rule

@@ -31,6 +31,7 @@ from lxt.rules.registry import (
     positive_t,
     register,
     require_constant,
+    require_real,
     sample,
     spelled,
     t,
@@ -129,6 +130,7 @@ def replaced(
     if not x.requires_grad:
         y = operation(x, *args, **kwargs)
     else:
+        require_real(x)
         y = secant(
             x.clone() if inplace else x,
             lambda v: operation(v, *args, **kwargs),

@@ -87,8 +87,7 @@ def value_only_attention(
 
     torch takes another kernel for a mask that requires grad, so such a mask stays one.
     """
-    is_constant = attn_mask is None or not attn_mask.requires_grad
-    mask = attn_mask if is_constant else scale(attn_mask, 0)
+    mask = None if attn_mask is None else scale(attn_mask, 0)
     return attention_without_dropout(stop(query), stop(key), value, mask, *args, **kwargs)
 
 

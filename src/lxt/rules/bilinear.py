@@ -29,6 +29,7 @@ from lxt.rules.elementary import constant
 from lxt.rules.registry import (
     Operation,
     Refusal,
+    complex_t,
     constant_t,
     family,
     in_place,
@@ -132,17 +133,18 @@ batch, other_batch = t(2, 2, 3), t(2, 3, 4)
 
 ELEMENTWISE = tuple(spelled("mul", "multiply"))
 IN_PLACE = tuple(spelled("mul_", "multiply_"))
-rule(*ELEMENTWISE, source=PRODUCT, samples=[sample(x, y), sample(x, t(3)), sample(x, weight)])(
+_products = [
+    *(sample(x, y), sample(x, t(3)), sample(x, weight)),
+    sample(complex_t(2, 3), complex_t(2, 3, constant=True)),  # rotary embeddings
+    *(sample(complex_t(2, 3), complex_t(3)), sample(complex_t(2, 3), y)),
+]
+rule(*ELEMENTWISE, source=PRODUCT, samples=_products)(product)
+rule(*IN_PLACE, source=PRODUCT, samples=_products)(in_place(product, torch.mul))
+_matrix_products = [sample(matrix, other), sample(matrix, constant_matrix)]
+_complex_matrices = sample(complex_t(2, 3), complex_t(3, 4))
+rule(*spelled("matmul", "mm"), source=PRODUCT, samples=[*_matrix_products, _complex_matrices])(
     product
 )
-rule(*IN_PLACE, source=PRODUCT, samples=[sample(x, y), sample(x, t(3)), sample(x, weight)])(
-    in_place(product, torch.mul)
-)
-rule(
-    *spelled("matmul", "mm"),
-    source=PRODUCT,
-    samples=[sample(matrix, other), sample(matrix, constant_matrix)],
-)(product)
 rule(
     *spelled("bmm"),
     source=PRODUCT,

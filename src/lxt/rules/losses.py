@@ -14,9 +14,19 @@ from torch import Tensor
 
 from lxt.gradients import carries_relevance, scale
 from lxt.rules.elementary import passthrough
-from lxt.rules.registry import constant_t, index_t, register, rule, sample, t
+from lxt.rules.registry import (
+    Operation,
+    constant_t,
+    family,
+    index_t,
+    register,
+    require_constant,
+    rule,
+    sample,
+    t,
+)
 
-__all__ = ["mse_loss"]
+__all__ = ["classes", "mse_loss"]
 
 SOURCE = "AttnLRP Eq. 9, Prop. 3.1"
 
@@ -28,6 +38,7 @@ SOURCE = "AttnLRP Eq. 9, Prop. 3.1"
 )
 def mse_loss(input: Tensor, target: Tensor, *args: Any, **kwargs: Any) -> Tensor:
     """(a − b)², whose secant is half the derivative."""
+    require_constant(weight=kwargs.get("weight"))
     input, target = (scale(x, 0.5) if carries_relevance(x) else x for x in (input, target))
     return F.mse_loss(input, target, *args, **kwargs)
 
@@ -38,9 +49,18 @@ register(
     source=SOURCE,
     samples=[sample(t(2, 3), t(2, 3)), sample(t(2, 3), constant_t(2, 3), reduction="sum")],
 )
-register(
-    [F.cross_entropy, F.nll_loss],
-    passthrough,
+
+
+@rule(
+    F.cross_entropy,
+    F.nll_loss,
     source=SOURCE,
     samples=[sample(t(3, 5), index_t(3, below=5))],
 )
+@family
+def classes(
+    operation: Operation, input: Tensor, target: Tensor, weight: Any = None, *args: Any, **kw: Any
+) -> Tensor:
+    """Log-probabilities of classes that are constants, as their weights are."""
+    require_constant(target=target, weight=weight)
+    return operation(input, target, weight, *args, **kw)

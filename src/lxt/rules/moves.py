@@ -71,7 +71,7 @@ moves("fold", samples=[sample(t(1, 12, 4), (3, 3), (2, 2))])
 moves("as_strided", samples=[sample(t(3, 4), (2, 2), (4, 1))])
 moves("pixel_shuffle", samples=[sample(t(1, 4, 2, 2), 2)])
 register(
-    [torch._C._nn.pad_sequence],  # behind nn.utils.rnn.pad_sequence
+    [torch._C._nn.pad_sequence],  # pyright: ignore[reportAttributeAccessIssue]  # that of nn.utils.rnn
     passthrough,
     source=SOURCE,
     samples=[sample([t(2, 3), t(4, 3)], True)],

@@ -22,6 +22,7 @@ from lxt.rules.registry import (
     positive_t,
     register,
     require_constant,
+    require_real,
     rule,
     sample,
     t,
@@ -55,6 +56,7 @@ def power(operation: Operation, x: Any, exponent: Any) -> Tensor:
     check_power(x, exponent)
     if not isinstance(x, Tensor) or not x.requires_grad:
         return operation(x, exponent)
+    require_real(x)
     at_least_one = exponent >= 1
     if isinstance(at_least_one, Tensor) and at_least_one.any() != at_least_one.all():
         raise Refusal("some exponents are below 1, some are not")

@@ -59,9 +59,9 @@ def constant_t(*shape: int, positive: bool = False) -> TensorSpec:
     return TensorSpec(shape, constant=True, positive=positive)
 
 
-def complex_t(*shape: int) -> TensorSpec:
-    """A sample tensor of complex numbers that carries relevance."""
-    return TensorSpec(shape, complex=True)
+def complex_t(*shape: int, constant: bool = False) -> TensorSpec:
+    """A sample tensor of complex numbers, that carries relevance unless it is a constant."""
+    return TensorSpec(shape, constant=constant, complex=True)
 
 
 def index_t(*shape: int, below: int) -> TensorSpec:
@@ -260,6 +260,12 @@ def require_constant(**operands: Any) -> None:
     for name, operand in operands.items():
         if isinstance(operand, Tensor) and operand.requires_grad:
             raise Refusal(f"its operand {name!r} depends on the explained input")
+
+
+def require_real(x: Tensor) -> None:
+    """Refuse complex numbers: a secant says nothing of how their parts share relevance."""
+    if x.is_complex():
+        raise Refusal("its operand is complex: write it with real and imaginary parts")
 
 
 def require_own(weight: Any) -> None:

@@ -191,6 +191,17 @@ TWEAKS: dict[str, Tweak] = {
             "question_type_ids": lambda m: torch.tensor([[0, 2]]),
         },
     ),
+    "dia_decoder": Tweak(
+        "several channels of codes at a time, with an encoder's output",
+        leaves={
+            "encoder_hidden_states": lambda m: (
+                *(m.size.batch, m.size.tokens),
+                m.config.cross_hidden_size,
+            )
+        },
+        kwargs={"input_ids": lambda m: _codes(m, m.size.tokens, m.config.num_channels)},
+        embedding="embeddings",
+    ),
     "dia": Tweak(
         "several channels of codes at a time",
         kwargs={
@@ -199,8 +210,15 @@ TWEAKS: dict[str, Tweak] = {
             )
         },
     ),
+    "clvp_encoder": Tweak(
+        "rotates 32 channels of a head", config={"hidden_size": lambda size: 32 * size.heads}
+    ),
     "clvp": Tweak(
-        "takes mel bins first",
+        "takes mel bins first; its encoders rotate 32 channels of a head",
+        config={
+            f"{part}.hidden_size": lambda size: 32 * size.heads
+            for part in ("text_config", "speech_config")
+        },
         leaves={
             "input_features": lambda m: (
                 *(m.size.batch, m.config.decoder_config.feature_size),
@@ -235,14 +253,18 @@ TWEAKS: dict[str, Tweak] = {
     "musicgen_decoder": _CODEBOOKS,
     "musicgen_melody_decoder": _CODEBOOKS,
     "musicgen": Tweak(
-        "the auto table names the decoder's class for the whole's configuration",
+        "the auto table names the decoder's class for the whole's configuration; sound has no part "
+        "where its codes are given; the embedding that it names is a twin of the one in use",
         model_class="MusicgenForConditionalGeneration",
-        kwargs={"decoder_input_ids": _rows_of_codes},
+        kwargs={"decoder_input_ids": _rows_of_codes, "input_values": None},
+        embedding="text_encoder.encoder.embed_tokens",
     ),
     "musicgen_melody": Tweak(
-        "the auto table names the decoder's class for the whole's configuration",
+        "the auto table names the decoder's class for the whole's configuration; the embedding that "
+        "it names is a twin of the one in use",
         model_class="MusicgenMelodyForConditionalGeneration",
         kwargs={"decoder_input_ids": _rows_of_codes},
+        embedding="text_encoder.encoder.embed_tokens",
         leaves={"input_features": lambda m: (m.size.batch, m.size.tokens, m.config.num_chroma)},
     ),
     "moonshine_streaming": Tweak(
@@ -351,6 +373,10 @@ TWEAKS: dict[str, Tweak] = {
     ),
     "speech-encoder-decoder": Tweak(
         "has arguments for both kinds of encoder", leaves={"input_features": None}
+    ),
+    "fun_asr_nano_encoder": Tweak(
+        "frames are stacked",
+        leaves={"input_features": lambda m: (m.size.batch, m.size.tokens, m.config.input_size)},
     ),
     "univnet": Tweak(
         "predicts a wave from noise and a spectrogram",

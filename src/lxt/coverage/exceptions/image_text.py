@@ -89,6 +89,10 @@ TWEAKS: dict[str, Tweak] = {
             "vision_config.sam_config.downsample_channels": lambda size: [size.hidden, size.hidden],
         },
     ),
+    "deepseek_ocr2_vision": Tweak(
+        "one encoder reads the other's features",
+        config={"sam_config.downsample_channels": lambda size: [size.hidden, size.hidden]},
+    ),
     "deepseek_vl_hybrid": Tweak(
         "a second, larger image",
         leaves={"high_res_pixel_values": lambda m: (m.size.batch, *_high_resolution(m))},

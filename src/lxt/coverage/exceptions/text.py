@@ -84,6 +84,10 @@ TWEAKS: dict[str, Tweak] = {
         by_ids=True,
         embedding="model.local_encoder.embed_tokens",
     ),
+    "blt_patcher": Tweak(
+        "its first output, the entropy of its predictions, is a constant where softmax is",
+        output="2",
+    ),
     "blt_local_encoder": Tweak(
         "is told where patches begin",
         config={"hidden_size_global": lambda size: 2 * size.hidden},

@@ -333,14 +333,16 @@ TWEAKS: dict[str, Tweak] = {
         *("sam3_mask_decoder", "sam3_lite_text_mask_decoder"),
     ),
     "lightglue": Tweak(
-        "matches the keypoints of two images; names the width of their descriptors",
+        "matches the keypoints of two images; names the width of their descriptors, which it "
+        "detaches from the images",
         config={
             "descriptor_dim": lambda size: size.hidden,
             "intermediate_size": lambda size: 2 * size.hidden,
             "keypoint_detector_config.descriptor_decoder_dim": lambda size: size.hidden,
         },
-        kwargs={"output_hidden_states": True},
-        leaves={"pixel_values": lambda m: (m.size.batch, 2, 3, 64, 64)},
+        kwargs={"pixel_values": lambda m: m.floats(m.size.batch, 2, 3, 64, 64)},
+        embedding="input_projection",
+        output="matching_scores",
     ),
     "superglue": Tweak(
         "matches the keypoints of two images, whose descriptors are 256 wide",
