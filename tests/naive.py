@@ -67,6 +67,7 @@ _NAMES: dict[Reference, str] = {
     """,
     functions.power: "pow __pow__ __ipow__",
     functions.prelu: "prelu",
+    functions.polar: "polar",
     attention.softmax: "softmax log_softmax softmin",
     attention.attention: "scaled_dot_product_attention",
     attention.multi_head: "multi_head_attention_forward",

@@ -115,6 +115,8 @@ FUNCTIONS: dict[str, Callable[..., mpf]] = {
     "sgn": mpmath.sign,
 }
 
+JUMPS_AT_0 = frozenset(FUNCTIONS[name] for name in ("floor", "ceil", "sign"))
+
 # Lines through 0, at least where the samples are: secant and derivative are the same.
 SECANT_IS_DERIVATIVE = frozenset(
     {
@@ -134,9 +136,10 @@ SECANT_IS_DERIVATIVE = frozenset(
 def secant(f: Callable[..., mpf], x: float, *args: Any, **kwargs: Any) -> float:
     """Eq. 9: s(x) = (f(x) − f(0)) / x, with enough digits that nothing cancels; f′(0) at 0.
 
-    Where f has a kink at 0, f′(0) is the left derivative, torch's choice; for |x| it is 0.
+    Where f has a kink at 0, f′(0) is the left derivative, torch's choice; for |x| it is 0, as it is
+    where f jumps.
     """
-    if f is abs and x == 0:
+    if x == 0 and (f is abs or f in JUMPS_AT_0):
         return 0.0
     digits = 30 + 2 * (max(0, -round(math.log10(abs(x)))) if x else 400)
     with mpmath.workdps(digits):
@@ -179,6 +182,20 @@ def prelu(call: Call, g: list[Tensor]) -> Gradients:
         channel = weight[place[1]] if len(weight) > 1 else weight[0]
         result[place] = g[0][place] * (1 if x[place] > 0 else channel)
     return {0: result}
+
+
+def polar(call: Call, g: list[Tensor]) -> Gradients:
+    """r cos φ + i r sin φ: 1/N to each of the N operands that carry relevance."""
+    radius, angle = call.tensors
+    share = 1 / len(call.carriers())
+    result = {0: torch.zeros_like(radius), 1: torch.zeros_like(angle)}
+    for place in itertools.product(*map(range, radius.shape)):
+        r, phi = float(radius[place]), float(angle[place])
+        for part, f in enumerate((mpmath.cos, mpmath.sin)):
+            upstream = share * float(g[0][(*place, part)])
+            result[0][place] += upstream * float(f(phi))
+            result[1][place] += upstream * r * secant(f, phi)
+    return result
 
 
 def power(call: Call, g: list[Tensor]) -> Gradients:

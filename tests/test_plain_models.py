@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch import nn
 
+import lxt
 from lxt.coverage.build import randomise
 from lxt.coverage.checks import Row, examine
 from lxt.coverage.inputs import Example
@@ -34,6 +35,15 @@ def test_plain_models_keep_the_contracts(name: str) -> None:
     model, row = built(name), Row(name)
     examine(row, model, example(model))
     assert row.status == "covered", row.reason
+
+
+@pytest.mark.parametrize("composite", ["attnlrp", "cp_lrp"])
+@pytest.mark.parametrize("name", MODELS)
+def test_the_audit_finds_nothing(name: str, composite: str) -> None:
+    model = built(name)
+    inputs = {key: leaf.detach() for key, leaf in example(model).leaves.items()}
+    report = lxt.audit(model, inputs, composite=composite)
+    assert report.ok, str(report)
 
 
 @pytest.mark.parametrize("name", [name for name in MODELS if name.startswith("encoder, ")])

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -9,10 +11,12 @@ import torch.nn.functional as F
 import naive_attention
 import operations
 from lxt.composites import attnlrp, cp_lrp
+from lxt.explicit import explicit_form
 from lxt.rules.registry import sample, t
 from operations import Call, Model, assert_close
 
 ENTRIES = operations.all_entries()
+EXPLICIT_CP_LRP = explicit_form(cp_lrp, 1e-12)
 
 
 def calls(name: str) -> list[Call]:
@@ -103,6 +107,62 @@ def test_cp_lrp_halves_a_product_without_a_gate_and_of_two():
         call = Call.of(operation, sample(t(2, 4), t(2, 4)))
         model, attn = Model(call, torch.float64), Model(call, torch.float64)
         g = call.upstream()
+        received = model.handed_back(model.under(cp_lrp), g)
+        halves = attn.handed_back(attn.under(attnlrp), g)
+        for gradient, wanted in zip(received, halves, strict=True):
+            assert gradient.any()
+            assert_close(gradient, wanted, 1e-12)
+
+
+# How a router that scores by a sigmoid makes weights [2, 2] of its scores [2, 4].
+PICKED = {
+    "topk": lambda scores: scores.topk(2, -1).values,
+    "torch.topk": lambda scores: torch.topk(scores, 2, sorted=False)[0],
+    "gather": lambda scores: scores.gather(1, (scores + 1).topk(2).indices),
+    "sort": lambda scores: scores.sort(-1, descending=True).values[:, :2],
+    "stable sort": lambda scores: torch.sort(scores, stable=True)[0][:, :2],
+}
+NORMED = {
+    "as they are": lambda weights: weights,
+    "over their sum": lambda weights: weights / (weights.sum(-1, keepdim=True) + 1e-20),
+    "in place": lambda weights: weights.clone().div_(weights.sum(-1, keepdim=True)),
+    "over a number": lambda weights: weights / 3,
+    "scaled": lambda weights: 2.5 * weights,
+}
+
+
+def routed(picked: str, normed: str, activation=torch.sigmoid) -> Call:
+    """The outputs [2, 2, 3] of two experts for two tokens, times what a router has for them."""
+
+    def experts_sum(logits, experts):
+        weights = NORMED[normed](PICKED[picked](activation(logits)))
+        return (experts * weights[..., None]).sum(1)
+
+    return Call.of(experts_sum, sample(t(2, 4), t(2, 2, 3)))
+
+
+@pytest.mark.parametrize("normed", NORMED)
+@pytest.mark.parametrize("picked", PICKED)
+def test_cp_lrp_takes_a_router_as_a_constant(picked, normed):
+    call = routed(picked, normed)
+    weights = NORMED[normed](PICKED[picked](torch.sigmoid(call.tensors[0])))
+    model, g = Model(call, torch.float64), call.upstream()
+    to_router, to_experts = model.handed_back(model.under(cp_lrp), g)
+    assert not to_router.any()
+    assert_close(to_experts, weights[..., None] * g[0][:, None], 1e-12)
+    model = Model(call, torch.float64)
+    outputs = model.under(EXPLICIT_CP_LRP)
+    relevance = [y.detach() * g_y for y, g_y in zip(outputs, g, strict=True)]
+    of_router, of_experts = model.handed_back(outputs, relevance)
+    assert not of_router.any()
+    assert_close(of_experts, call.tensors[1] * to_experts, 1e-8)
+
+
+def test_cp_lrp_halves_a_product_with_what_was_picked_from_no_gate():
+    for picked, normed in itertools.product(PICKED, NORMED):
+        call = routed(picked, normed, activation=lambda logits: logits + 4)
+        g = call.upstream()
+        model, attn = Model(call, torch.float64), Model(call, torch.float64)
         received = model.handed_back(model.under(cp_lrp), g)
         halves = attn.handed_back(attn.under(attnlrp), g)
         for gradient, wanted in zip(received, halves, strict=True):

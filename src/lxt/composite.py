@@ -9,12 +9,12 @@ from types import FunctionType, MappingProxyType
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
-import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import nn
 
+from lxt.engine.dispatch import as_dispatched
 from lxt.engine.nodes import Formulation
 from lxt.errors import InvalidComposite, UnusedCompositeWarning
-from lxt.rules.registry import OPERATORS, Family, operation_name
+from lxt.rules.registry import Family, operation_name
 from lxt.structure import (
     ClassPath,
     Having,
@@ -114,7 +114,7 @@ class Composite(Mapping[Target, Rule]):
     ) -> None:
         for target, rule in rules.items():
             _check(target, rule)
-        rules = {_as_dispatched(target): rule for target, rule in rules.items()}
+        rules = {as_dispatched(target): rule for target, rule in rules.items()}
         self._rules: Mapping[Target, Rule] = MappingProxyType(rules)
         # later ones first, since they are preferred
         patterns = [target for target in reversed(list(rules)) if isinstance(target, str)]
@@ -129,7 +129,7 @@ class Composite(Mapping[Target, Rule]):
         self.formulation: Formulation = formulation
 
     def __getitem__(self, target: Target) -> Rule:
-        return self._rules[_as_dispatched(target)]
+        return self._rules[as_dispatched(target)]
 
     def __iter__(self) -> Iterator[Target]:
         return iter(self._rules)
@@ -153,7 +153,7 @@ class Composite(Mapping[Target, Rule]):
 
     def without(self, *targets: Target) -> Composite:
         """A copy less the rules of some targets, each of which it must have."""
-        targets = tuple(map(_as_dispatched, targets))
+        targets = tuple(map(as_dispatched, targets))
         missing = [_spell(target) for target in targets if target not in self._rules]
         if missing:
             raise InvalidComposite(f"{self.name} has no rule for {', '.join(missing)}")
@@ -340,34 +340,6 @@ def _spell(target: Any) -> str:
     if isinstance(target, type):
         return f"{target.__module__}.{target.__qualname__}"
     return operation_name(target)
-
-
-def _as_dispatched(target: Any) -> Any:
-    """The function that a mode sees where Python calls an operator's method of `Tensor`.
-
-    And that which a function calls that no mode sees.
-    """
-    if isinstance(target, FunctionType):
-        return _CALLED.get(target, target)
-    name = getattr(target, "__name__", "")
-    if getattr(Tensor, name, None) is not target or not name.startswith("__"):
-        return target
-    return _OPERATOR_METHODS.get(name, target)
-
-
-# What functions of torch's call that never show themselves.
-_CALLED: dict[Any, Any] = {
-    F.sigmoid: Tensor.sigmoid,
-    F.tanh: Tensor.tanh,
-    F.upsample: F.interpolate,
-    **({F.grouped_mm: torch._grouped_mm} if hasattr(F, "grouped_mm") else {}),  # pyright: ignore[reportPrivateImportUsage]
-}
-
-# The operators' methods that aren't seen by their own names, as that of `2 - a` is.
-_OPERATOR_METHODS = {
-    **{f"__{operator.__name__}__": getattr(Tensor, name) for operator, name in OPERATORS.items()},
-    **{"__radd__": Tensor.add, "__rmul__": Tensor.mul, "__idiv__": Tensor.div_},
-}
 
 
 def _may_be_a_module(target: Any) -> bool:

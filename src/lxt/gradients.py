@@ -18,6 +18,7 @@ from lxt.engine.nodes import TRANSPARENT, hands_on, kind_of
 __all__ = [
     "TRANSPARENT",
     "Curve",
+    "before_overwriting",
     "carries_relevance",
     "compute_dtype",
     "curve_of",
@@ -58,7 +59,7 @@ def scale(x: Tensor, factor: float) -> Tensor:
     return x if factor == 1 or not x.requires_grad else _Scale.apply(x, factor)  # pyright: ignore[reportReturnType]
 
 
-def substitute(x: Tensor, forward: Forward, backward: Backward) -> Tensor:
+def substitute(x: Tensor, forward: Forward, backward: Backward, rest: str = "") -> Tensor:
     """`forward(x)` with a backward pass of its own.
 
     Args:
@@ -67,9 +68,10 @@ def substitute(x: Tensor, forward: Forward, backward: Backward) -> Tensor:
             a graph.
         backward: maps the incoming gradient (shape of the output) and those tensors to the
             gradient of `x` (shape of `x`).
+        rest: what the relevance that it keeps is called in a ledger, if it does by right.
 
     """
-    return _Substitute.apply(x, forward, backward)  # pyright: ignore[reportReturnType]
+    return _Substitute.apply(x, forward, backward, rest)  # pyright: ignore[reportReturnType]
 
 
 @dataclass(frozen=True)
@@ -102,6 +104,20 @@ def curve_of(node: Any) -> Curve | None:
     return node.curve if isinstance(node, _Secant._backward_cls) else None  # pyright: ignore[reportAttributeAccessIssue]
 
 
+def before_overwriting(x: Tensor, operand: Any) -> Any:
+    """`operand`; where `secant` made it of `x` itself, as in x *= σ(x), made of a copy instead.
+
+    For `x` is about to be overwritten, and the slope is taken from it in the backward pass.
+    """
+    node: Any = operand.grad_fn if isinstance(operand, Tensor) else None
+    if not isinstance(node, _Secant._backward_cls):  # pyright: ignore[reportAttributeAccessIssue]
+        return operand
+    (kept,) = node.saved_tensors
+    if kept.data_ptr() != x.data_ptr() or kept.shape != x.shape or kept.stride() != x.stride():
+        return operand
+    return secant(x.clone(), node.function, node.slope, node.curve)
+
+
 def surrogate(
     value: Callable[..., Any], stand_in: Callable[..., Any], operands: Sequence[Tensor]
 ) -> Any:
@@ -131,16 +147,17 @@ class _Scale(Function):
 
 class _Substitute(Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor, forward: Forward, backward: Backward) -> Tensor:
+    def forward(ctx: Any, x: Tensor, forward: Forward, backward: Backward, rest: str) -> Tensor:
         output, saved = forward(x)
         ctx.save_for_backward(*saved)
         ctx.rule = backward
+        ctx.rest = rest
         return output
 
     @staticmethod
     def backward(ctx: Any, *gradients: Any) -> Any:
         (g,) = gradients
-        return ctx.rule(g, *ctx.saved_tensors), None, None
+        return ctx.rule(g, *ctx.saved_tensors), None, None, None
 
 
 class _Surrogate(Function):

@@ -8,7 +8,6 @@ active, except where a checkpoint recomputes: it is made to enter again by itsel
 
 from __future__ import annotations
 
-import functools
 import threading
 import weakref
 from collections.abc import Callable, Iterator
@@ -19,17 +18,17 @@ import torch
 from torch import nn
 from torch.nn.parameter import is_lazy
 
-from lxt.composite import Composite, FunctionRule, OnUnknown, Rule, target_name
+from lxt.composite import Composite, OnUnknown, Rule, target_name
 from lxt.engine.calls import rewired
+from lxt.engine.hooks import OutputGuard, changed_output
 from lxt.engine.mode import Observer, RuleMode, in_force
 from lxt.engine.opaque import tensors_in
 from lxt.engine.parameters import ConstantParameters
 from lxt.engine.standins import StandIn
-from lxt.engine.verify import verified
+from lxt.engine.units import Entrance, Unit, bound_rule
 from lxt.engine.zennit import require_zennit_speaks
 from lxt.errors import AlreadyRegistered, InvalidComposite, InvalidModel
 from lxt.rules.elementary import Unfolded, composed, passthrough
-from lxt.rules.registry import Family
 from lxt.structure import InTheOpen, Within
 
 __all__ = ["Propagation", "require_module"]
@@ -88,11 +87,12 @@ class Propagation:
         self.on_plain: Callable[[str], None] | None = None
         """Told of each operation that is left to autograd because `on_unknown` is "gradient"."""
         self.observer: Observer | None = None
-        self._entrance: _Entrance | None = None
+        self._guard: OutputGuard | None = None
+        self._entrance: Entrance | None = None
         if registered:
             for module in model.modules():
                 _registered[module] = weakref.ref(self)
-            self._entrance = _Entrance(model, self)
+            self._entrance = Entrance(model, self)
 
     @property
     def model(self) -> nn.Module:
@@ -110,6 +110,8 @@ class Propagation:
         if self._entrance is not None:
             self._entrance.remove()
             self._entrance = None
+        if self._guard is not None:
+            self._guard.remove()
         for module in self.model.modules():
             if _propagation_of(module) is self:
                 del _registered[module]
@@ -134,7 +136,7 @@ class Propagation:
             if self.observer is not None:
                 self.observer.starts()
             unit = self.model.__dict__.get("forward")  # where the model is a target itself
-            if isinstance(unit, _Unit) and not is_call:
+            if isinstance(unit, Unit) and not is_call:
                 forward = unit
             output = forward(*args, **kwargs)
             mode.check_output(output)
@@ -142,7 +144,16 @@ class Propagation:
                 self.carried_relevance = True
             elif self.carried_relevance is None:
                 self.carried_relevance = False
+            if self.model._forward_hooks and not is_call:
+                self._guard = OutputGuard(self.model, output, self._output_changed)
             return output
+
+    def _output_changed(self) -> None:
+        """A hook of the model itself computed something of its output."""
+        if self.on_unknown == "error":
+            raise changed_output(self.model, self.composite.name)
+        if self.on_plain is not None:
+            self.on_plain(f"a forward hook of {type(self.model).__name__} itself")
 
     def plain(self, *args: Any, **kwargs: Any) -> Any:
         """Run the model as if it were under no composite."""
@@ -208,7 +219,7 @@ class Propagation:
         if rule is None:
             return None
         assert not isinstance(rule, Within), "that is for modules"
-        return _callable(rule, function, (), target_name(function), self.verified)
+        return bound_rule(rule, function, (), target_name(function), self.verified)
 
     def reenter(self) -> AbstractContextManager[Any]:
         """`active`, unless this thread is inside already."""
@@ -227,7 +238,7 @@ class Propagation:
                     if self.constants:
                         undo.callback(ConstantParameters(self.model).release)
                     for module, rule in self._module_targets():
-                        undo.callback(_Unit.install(module, self, rule).release, self)
+                        undo.callback(Unit.install(module, self, rule).release, self)
                     self._undo = undo.pop_all()
             self._depth += 1
         try:
@@ -294,26 +305,6 @@ def require_module(model: Any) -> None:
         )
 
 
-def _callable(
-    rule: FunctionRule,
-    operation: Callable[..., Any],
-    first: tuple[Any, ...],
-    name: str,
-    seen: set[Any],
-) -> Callable[..., Any]:
-    """What runs in place of `operation`; a rule that is not this library's is verified once.
-
-    A function gets `first` before the operation's arguments. `seen` is what was verified.
-    """
-    if isinstance(rule, Family):
-        written, run = rule.function, rule.bind(operation)
-    else:
-        written, run = rule, functools.partial(rule, *first)
-    if (getattr(written, "__module__", None) or "").partition(".")[0] == "lxt":
-        return run
-    return verified(run, operation, name, seen, (id(written), name, *map(id, first)))
-
-
 def _require_free(model: nn.Module) -> None:
     for name, module in model.named_modules():
         if (other := _propagation_of(module)) is not None:
@@ -350,74 +341,3 @@ def _require_ready(model: nn.Module) -> None:
 def _propagation_of(module: nn.Module) -> Propagation | None:
     reference = _registered.get(module)
     return reference() if reference else None
-
-
-class _Entrance(StandIn):
-    """The way into the model: the rules are in force from here until the forward returns."""
-
-    def __init__(self, module: nn.Module, propagation: Propagation) -> None:
-        super().__init__(module)
-        self.propagation: Propagation | None = propagation
-
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        propagation = self.propagation
-        if propagation is None:
-            return self.original(*args, **kwargs)
-        return propagation.run(self.original, args, kwargs)
-
-    def remove(self) -> None:
-        """Take it off; others who keep it in place need not keep the propagation."""
-        self.propagation = None
-        super().remove()
-
-
-_units_lock = threading.Lock()
-
-
-class _Unit(StandIn):
-    """A module that is a target: a rule runs in place of its forward.
-
-    It serves every propagation that has the module for a target at the time: a model and a part of
-    it may run in two threads at once.
-    """
-
-    def __init__(self, module: nn.Module) -> None:
-        super().__init__(module)
-        self.rules: dict[Propagation, tuple[Rule, Callable[..., Any]]] = {}
-
-    @classmethod
-    def install(cls, module: nn.Module, propagation: Propagation, rule: Rule) -> _Unit:
-        """Put the rule on the module for the forwards of one propagation."""
-        with _units_lock:
-            forward = module.__dict__.get("forward")
-            unit = forward if isinstance(forward, cls) else cls(module)
-            name = type(module).__name__
-            try:
-                seen = propagation.verified
-                if isinstance(rule, Within):
-                    bound = propagation.in_the_open(module, unit.original) or unit.original
-                else:
-                    bound = _callable(rule, unit.original, (module,), name, seen)
-                unit.rules[propagation] = rule, bound
-            except BaseException:
-                if not unit.rules:
-                    unit.remove()
-                raise
-            return unit
-
-    def release(self, propagation: Propagation) -> None:
-        """Take its rule off, and the unit with the last of them."""
-        with _units_lock:
-            del self.rules[propagation]
-            if not self.rules:
-                self.remove()
-
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        mode = in_force.mode
-        rules = self.rules.get(mode.propagation) if mode is not None else None
-        if mode is None or rules is None or not torch.is_grad_enabled():
-            return self.original(*args, **kwargs)
-        written, rule = rules
-        if isinstance(written, Within):
-            return mode.run_within(self.module, written, rule, args, kwargs)
-        return mode.run_unit(self.module, written, rule, self.original, args, kwargs)

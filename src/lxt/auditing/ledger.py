@@ -43,7 +43,10 @@ _RESTS = {
     "gated": "biases",  # within a recurrent network
     "losses": "other constants",  # a target, within a square
 }
-_RESTS_OF_RULES = {"gated_linear_unit": "values at 0"}  # of its gate, a half of its operand
+_RESTS_OF_RULES = {
+    "gated_linear_unit": "values at 0",  # of its gate, a half of its operand
+    "polar": "values at 0",  # of its cosine
+}
 
 
 @dataclass(frozen=True)
@@ -95,6 +98,8 @@ class Account:
             return NO_RULE
         if self.call.absorbs == "anything":
             return f"the rule {self.call.rule}"
+        if self.call.rest:
+            return self.call.rest
         explained = _RESTS_OF_RULES.get(self.call.rule) or _RESTS.get(self.call.family)
         return explained or UNEXPLAINED
 

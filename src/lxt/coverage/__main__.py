@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from pathlib import Path
 from typing import Annotated
@@ -13,7 +12,7 @@ from lxt import errors
 from lxt.coverage.catalogue import NO_MODEL, model_type, model_types
 from lxt.coverage.size import Size
 from lxt.coverage.sweep import Limits, sweep
-from lxt.coverage.table import as_document, as_markdown
+from lxt.coverage.table import as_document, as_json, as_markdown
 from lxt.storage import check_writable
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
@@ -75,7 +74,7 @@ def main(
             console.print(f"{row.name}: {row.status}: {row.reason}", markup=False, highlight=False)
     document = as_document(rows, size)
     if json_path:
-        json_path.write_text(json.dumps(document, indent=1, ensure_ascii=False) + "\n", "utf-8")
+        json_path.write_text(as_json(document), encoding="utf-8")
     if markdown:
         command = "python -m lxt.coverage --markdown docs/coverage.md --json docs/coverage.json"
         markdown.write_text(as_markdown(document, command), encoding="utf-8")

@@ -56,6 +56,11 @@ class Example:
         """
         # Copies, since some models write into their arguments, which a leaf does not bear.
         leaves = {key: leaf.clone() for key, leaf in (leaves or self.leaves).items()}
+        with torch.random.fork_rng(devices=()):
+            torch.manual_seed(0)  # some models draw numbers, which must be the same each time
+            return self._run(model, leaves)
+
+    def _run(self, model: nn.Module, leaves: dict[str, Tensor]) -> Tensor:
         embedded = leaves.pop("embedding", None)
         if embedded is None:
             return self.pick(model(**self.kwargs, **leaves))
@@ -150,7 +155,7 @@ def example(model: Any, name: str, size: Size) -> Example:
             if made is not None:
                 kwargs[argument] = made
     embedding = _embed(making, tweak, leaves, kwargs)
-    _complete(making, leaves, kwargs)
+    _complete(making, tweak, leaves, kwargs)
     leaves = {key: leaf.detach().clone().requires_grad_() for key, leaf in leaves.items()}
     return Example(leaves, kwargs, tweak.output, embedding)
 
@@ -238,14 +243,16 @@ def _caught(making: Making, path: str, leaves: dict[str, Tensor], kwargs: dict[s
     return caught[0]
 
 
-def _complete(making: Making, leaves: dict[str, Tensor], kwargs: dict[str, Any]) -> None:
+def _complete(
+    making: Making, tweak: Tweak, leaves: dict[str, Tensor], kwargs: dict[str, Any]
+) -> None:
     for key, parameter in making.parameters.items():
         required = parameter.default is inspect.Parameter.empty and parameter.kind not in (
             inspect.Parameter.VAR_KEYWORD,
             inspect.Parameter.VAR_POSITIONAL,
         )
         if required and key != "self" and key not in leaves and key not in kwargs:
-            if key == "input_ids" and "inputs_embeds" in leaves:
+            if key in tweak.kwargs or (key == "input_ids" and "inputs_embeds" in leaves):
                 kwargs[key] = None
                 continue
             if key in ("inputs_embeds", "query_embeds", "patch_embeds"):

@@ -62,6 +62,7 @@ def sweep(
     # A fork has but one thread: one that had started torch's pool would wait for it in its child.
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
+    _import_what_all_need()
     method = "fork" if "fork" in multiprocessing.get_all_start_methods() else "spawn"
     context = multiprocessing.get_context(method)
     waiting = list(reversed(names))
@@ -71,7 +72,7 @@ def sweep(
             while waiting and len(running) < jobs:
                 name = waiting.pop()
                 ours, theirs = context.Pipe(duplex=False)
-                process = context.Process(target=_work, args=(name, size, limits, theirs))
+                process = context.Process(target=_work, args=(name, size, limits, theirs))  # pyright: ignore[reportAttributeAccessIssue]
                 process.start()
                 theirs.close()
                 running.append(_Worker(name, process, ours, time.monotonic()))
@@ -85,6 +86,19 @@ def sweep(
         for worker in running:
             worker.process.kill()
         torch.set_num_threads(threads)
+
+
+def _import_what_all_need() -> None:
+    """Once, and not in each fork: a model's first forward pass imports some thousand modules."""
+    import torch
+
+    from lxt.coverage.build import build
+    from lxt.coverage.inputs import example
+
+    size = Size()
+    model = build("llama", size)
+    with torch.no_grad():  # autograd's engine must not have run where forks are made
+        model(**example(model, "llama", size).leaves)
 
 
 def _result(worker: _Worker, limits: Limits) -> dict[str, Any] | None:

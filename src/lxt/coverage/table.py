@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import platform
 from collections import Counter
@@ -14,7 +15,7 @@ from lxt.coverage.size import Size
 if TYPE_CHECKING:
     from lxt.coverage.checks import Row
 
-__all__ = ["as_document", "as_markdown"]
+__all__ = ["as_document", "as_json", "as_markdown"]
 
 SCHEMA = 1
 
@@ -48,6 +49,13 @@ def _plain(row: dict[str, Any]) -> dict[str, Any]:
     }
 
 
+def as_json(document: dict[str, Any]) -> str:
+    """The document with one row a line, so that a change of a row is a change of a line."""
+    rows = ",\n".join(json.dumps(row, ensure_ascii=False) for row in document["rows"])
+    head = json.dumps({**document, "rows": []}, indent=1, ensure_ascii=False, allow_nan=False)
+    return head.removesuffix("[]\n}") + f"[\n{rows}\n]\n}}\n"
+
+
 def as_markdown(document: dict[str, Any], command: str) -> str:
     """The table of a document, covered types by task, and what is not covered with its reason."""
     rows = document["rows"]
@@ -64,6 +72,9 @@ def as_markdown(document: dict[str, Any], command: str) -> str:
     ]
     if failed := [row for row in rows if row["status"] == "failed"]:
         parts += ["## Not covered", _table(failed, ("type", "class", "why"), _reason)]
+    if noted := [row for row in covered if row["note"]]:
+        lines = [f"- {row['name']}: {_inert(row['note'])}" for row in noted]
+        parts += ["## Covered, but for", "\n".join(lines)]
     for task in sorted({row["task"] for row in covered}):
         of_task = [row for row in covered if row["task"] == task]
         head = (

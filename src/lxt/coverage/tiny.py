@@ -140,6 +140,9 @@ def _make_consistent(part: Any, size: Size) -> None:
     if "width_coefficient" in have and "hidden_dim" in have:  # the last of EfficientNet's layers
         set_attribute(part, "width_coefficient", 0.25)
         set_attribute(part, "hidden_dim", 320)
+    if "divisor" in have and "block_configs" in have:  # widths are scaled, and rounded up to it
+        set_attribute(part, "divisor", 8)
+        set_attribute(part, "scale", 1.0)
     if "image_embedding_size" in have and "patch_size" in have:
         set_attribute(part, "image_embedding_size", have["image_size"] // have["patch_size"])
     _set_outputs(part)

@@ -183,10 +183,11 @@ class Recorder:
         if tensor.grad_fn is not None and tensor.grad_fn._sequence_nr() >= first:
             self._at_zero[_edge(tensor)] = at_zero
         base = tensor._base
-        # Where a view was written to, the whole is new too.
+        # Where a view was written to, or will be, the whole is what goes on.
         if base is not None and base.grad_fn is not None:
             edge = _edge(base)
             if base.grad_fn._sequence_nr() >= first and edge not in self._at_zero:
+                self._keep(base)
                 whole = torch.zeros_like(base)
                 part = whole.as_strided(
                     tensor.shape, tensor.stride(), tensor.storage_offset() - base.storage_offset()
@@ -270,6 +271,7 @@ class Recorder:
             own = call_of(node)
             if own == INPUT:
                 continue
+            self.calls[own].rest = getattr(node, "rest", "") or self.calls[own].rest
             if own < within:
                 self._name_unseen(self.calls[own], node)
             # What passes on to another value of the same call, as a view's to what was written to,
@@ -310,13 +312,14 @@ class Recorder:
         )
 
     def _relevance(self, value: Tensor, gradient: Tensor) -> Tensor:
-        return wide(gradient).real if self._explicit else _times(value, gradient)
+        return _parts(gradient).sum(-1) if self._explicit else _times(value, gradient)
 
     def _share(self, part: Tensor, value: Tensor, gradient: Tensor) -> Tensor:
         """The relevance of a part of a value."""
-        if self._explicit:
-            value = wide(value)
-            part = torch.where(value == 0, 0.0, part / torch.where(value == 0, 1.0, value))
+        if not self._explicit:
+            return _times(part, gradient)
+        part, value, gradient = (_parts(x) for x in (part, value, gradient))
+        part = torch.where(value == 0, 0.0, part / torch.where(value == 0, 1.0, value))
         return _times(part, gradient)
 
 
@@ -335,6 +338,12 @@ def _times(value: Tensor, gradient: Tensor) -> Tensor:
     g = wide(gradient)
     r = torch.where(g == 0, 0.0, wide(value).conj() * g)
     return r.real if r.is_complex() else r
+
+
+def _parts(x: Tensor) -> Tensor:
+    """In float64, with one more axis: of the real and imaginary part, or of the number alone."""
+    x = wide(x)
+    return torch.view_as_real(x.resolve_conj()) if x.is_complex() else x[..., None]
 
 
 def wide(x: Tensor) -> Tensor:

@@ -36,6 +36,7 @@ class Call:
         arguments: what it was called with, kept where it has no rule.
         refusal: why its rule didn't take the call.
         absorbs: what its rule declares that it may keep; None if it declares nothing.
+        rest: what its rule calls the relevance that it keeps; "" if it calls it nothing.
         shape: of its result, the first if there are several.
     """
 
@@ -51,6 +52,7 @@ class Call:
     arguments: tuple[tuple[Any, ...], dict[str, Any]] = ((), {})
     refusal: str | None = None
     absorbs: Absorbs | None = None
+    rest: str = ""
     shape: tuple[int, ...] = ()
     numbers: range = range(0)
 

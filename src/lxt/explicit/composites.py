@@ -18,8 +18,8 @@ from lxt.architectures.quantized import linear
 from lxt.architectures.recurrent import recurrent
 from lxt.composite import Composite, Rule, Target
 from lxt.errors import InvalidComposite
-from lxt.explicit import operations as explicit, written
-from lxt.rules import bilinear, constants, losses, normalization, powers
+from lxt.explicit import compound, operations as explicit, written
+from lxt.rules import bilinear, constants, losses, normalization, powers, spectral
 from lxt.rules.activation import Elementwise
 from lxt.rules.attention import scaled_dot_product_attention, value_only_attention
 from lxt.rules.elementary import constant, passthrough
@@ -36,6 +36,14 @@ _MOVES = ("moves values", "picks values", "writes constants", "dropout is off", 
 _ADDING = ("scatter_add", "scatter_reduce", "index_add", "index_put")
 _SUMS = frozenset(
     spelled("fold", "quantile", "nanquantile", *_ADDING, *(f"{name}_" for name in _ADDING))
+)
+
+# Moves that are not mere moves of complex numbers.
+_CONJUGATES = frozenset(
+    (
+        *spelled("adjoint"),
+        *(attribute.__get__ for attribute in (torch.Tensor.H, torch.Tensor.mH)),  # pyright: ignore[reportAttributeAccessIssue]
+    )
 )
 
 # Operations that put out more than one tensor, each of them a linear map by its rule.
@@ -88,21 +96,23 @@ class _Form:
             bilinear.product: product,
             bilinear.weighted: product,
             linear: explicit.linear(linear, eps),
-            scaled_dot_product_attention: explicit.attention(eps),
+            scaled_dot_product_attention: compound.attention(eps),
             bilinear.sum_with_gated_product: explicit.gated(
                 explicit.linearised(bilinear.sum_with_product, eps), 1, bilinear.FACTORS
             ),
             bilinear.gated_einsum: explicit.gated_einsum(eps),
-            value_only_attention: explicit.attention(eps, weights_are_constant=True),
+            value_only_attention: compound.attention(eps, weights_are_constant=True),
             flex_attention: explicit.refused(_FLEX),
             value_only_flex_attention: explicit.refused(_FLEX),
-            normalization.layer_norm: explicit.layer_norm(eps),
+            normalization.layer_norm: compound.layer_norm(eps),
             normalization.rms_norm: explicit.uniform,
             normalization.normalize: written.checked(normalization.check_norm, explicit.uniform),
             bilinear.sum_with_quotient: written.checked(
                 bilinear.check_no_softmax, explicit.linearised(bilinear.sum_with_quotient, eps)
             ),
-            losses.mse_loss: written.squared_difference(eps),
+            losses.classes: written.checked(losses.check_classes, explicit.epsilon(eps)),
+            spectral.polar: compound.polar(eps),
+            losses.mse_loss: compound.squared_difference(eps),
             constants.inverse: constants.inverse,
             constants.norm: constants.norm,
             powers.power: written.checked(
@@ -139,6 +149,8 @@ class _Form:
 
     def of(self, target: Target, rule: Rule) -> Rule:
         """The explicit form of the rule of a target."""
+        if target in _CONJUGATES:
+            return explicit.move(self.eps)
         if target in TRAINING or moves(target):
             return rule
         if isinstance(rule, Within):

@@ -126,7 +126,9 @@ def _input_times_gradient(
 
 
 def _times(x: Tensor, gradient: Tensor) -> Tensor:
-    return (x.to(precision(x)) * gradient).to(x.dtype)
+    relevance = x.to(precision(x)) * gradient
+    # A score of -inf, hidden by a mask, hands on nothing.
+    return relevance.masked_fill(x.isinf() & (gradient == 0), 0).to(x.dtype)
 
 
 def by_parts(function: Callable[..., Tensor], *operands: Tensor) -> Tensor:

@@ -1,7 +1,4 @@
-"""The explicit rules of quotients, exponentials and logarithms, which may write out a softmax.
-
-And of a squared difference, which is itself several operations in one.
-"""
+"""The explicit rules of quotients, exponentials and logarithms, which may write out a softmax."""
 
 from __future__ import annotations
 
@@ -10,11 +7,10 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from lxt.explicit.check import is_checking
-from lxt.explicit.operations import Rule, epsilon, explained, identity, linearised
+from lxt.explicit.operations import Rule, identity, linearised
 from lxt.gradients import substitute
 from lxt.rules.activation import replaced
 from lxt.rules.elementary import constant
@@ -27,7 +23,7 @@ from lxt.rules.written import (
     written_softmax,
 )
 
-__all__ = ["checked", "exponential", "logarithm", "quotient", "squared_difference"]
+__all__ = ["checked", "exponential", "logarithm", "quotient"]
 
 
 def checked(check: Callable[..., None], rule: Rule) -> Family:
@@ -100,20 +96,7 @@ def quotient(eps: float, rule: Family, softmax_is_constant: bool = False) -> Fam
             a,
             lambda x: (operation(x, other), (x, other.detach(), *softmax.tensors())),
             backward,
+            rest="softmax",
         )
 
     return Family(apply, "quotient")
-
-
-def squared_difference(eps: float) -> Callable[..., Tensor]:
-    """The mean (or sum) of (a − b)²: the ε-rule, the identity rule for squares, the ε-rule."""
-    linear, squares = epsilon(eps).function, identity(eps, gates=False).function
-
-    def explicit(input: Tensor, target: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        each = squares(torch.square, linear(torch.sub, input, target))
-        return linear(F.l1_loss, each, torch.zeros_like(each), *args, **kwargs)  # a plain mean
-
-    def rule(*operands: Any, **named: Any) -> Tensor:
-        return explained(F.mse_loss, explicit, operands, named)
-
-    return rule

@@ -26,6 +26,7 @@ from lxt.rules.registry import (
     Refusal,
     Sample,
     constant_t,
+    copied,
     family,
     in_place,
     positive_t,
@@ -132,7 +133,7 @@ def replaced(
     else:
         require_real(x)
         y = secant(
-            x.clone() if inplace else x,
+            copied(x) if inplace else x,
             lambda v: operation(v, *args, **kwargs),
             lambda v: slope(v, *args, **kwargs),
             _curve(operation, args, gates),

@@ -277,6 +277,7 @@ def _divided(
         a,
         lambda x: (operation(x, other, **kwargs), (x, other.detach(), *softmax.tensors())),
         lambda g, x, d, *kept: softmax_quotient_gradient(g, x, d, softmax.log_base, *kept),
+        rest="softmax",
     )
 
 

@@ -51,6 +51,11 @@ register(
 )
 
 
+def check_classes(input: Tensor, target: Tensor, weight: Any = None, *_: Any, **__: Any) -> None:
+    """Refuse classes, or their weights, that carry relevance: the loss would be a product."""
+    require_constant(target=target, weight=weight)
+
+
 @rule(
     F.cross_entropy,
     F.nll_loss,
@@ -58,9 +63,7 @@ register(
     samples=[sample(t(3, 5), index_t(3, below=5))],
 )
 @family
-def classes(
-    operation: Operation, input: Tensor, target: Tensor, weight: Any = None, *args: Any, **kw: Any
-) -> Tensor:
+def classes(operation: Operation, *args: Any, **kwargs: Any) -> Tensor:
     """Log-probabilities of classes that are constants, as their weights are."""
-    require_constant(target=target, weight=weight)
-    return operation(input, target, weight, *args, **kw)
+    check_classes(*args, **kwargs)
+    return operation(*args, **kwargs)

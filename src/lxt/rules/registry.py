@@ -19,6 +19,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from lxt.gradients import before_overwriting
+
 Operation = Callable[..., Any]
 
 Absorbs = Literal["nothing", "values at 0", "anything"]
@@ -224,11 +226,19 @@ def in_place(rule: Family, operation: Operation) -> Family:
     """
 
     def write_back(_: Operation, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        y = rule.function(operation, x.clone(), *args, **kwargs)
+        args = tuple(before_overwriting(x, operand) for operand in args)
+        y = rule.function(operation, copied(x), *args, **kwargs)
         x.copy_(y)
         return x if y.requires_grad else made_constant(x)
 
     return Family(write_back, rule.name)
+
+
+def copied(x: Tensor) -> Tensor:
+    """A copy in the same layout: for another, a kernel may round another way."""
+    if x.is_contiguous():
+        return x.clone()
+    return torch.empty_strided(x.shape, x.stride(), dtype=x.dtype, device=x.device).copy_(x)
 
 
 def made_constant(x: Tensor) -> Tensor:

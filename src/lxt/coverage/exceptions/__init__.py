@@ -39,6 +39,7 @@ class Tweak:
         by_ids: whether the model wants `input_ids` though it has `inputs_embeds`, so that the leaf
             is "embedding".
         training: whether the model is left in training mode (all dropout is 0).
+        without_explicit: why the explicit formulation can't tell under AttnLRP, if it can't.
         gain: factor on the standard deviation of all matrices.
     """
 
@@ -54,6 +55,7 @@ class Tweak:
     embedding: str = ""
     by_ids: bool = False
     training: bool = False
+    without_explicit: str = ""
     gain: float = 1.0
 
 
@@ -69,8 +71,10 @@ def tweaks() -> dict[str, Tweak]:
     """
     from lxt.coverage.exceptions import (
         audio,
+        codecs,
         documents,
         image_text,
+        keypoints,
         multimodal,
         series,
         text,
@@ -78,7 +82,17 @@ def tweaks() -> dict[str, Tweak]:
     )
 
     result: dict[str, Tweak] = {}
-    for module in (text, vision, documents, audio, series, multimodal, image_text):
+    for module in (
+        text,
+        vision,
+        keypoints,
+        documents,
+        audio,
+        codecs,
+        series,
+        multimodal,
+        image_text,
+    ):
         for name, tweak in module.TWEAKS.items():
             if name in result:
                 raise ValueError(f"{name!r} has two entries, the second in {module.__name__}")

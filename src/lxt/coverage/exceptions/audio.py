@@ -7,14 +7,11 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from lxt.coverage.exceptions import Tweak
+from lxt.coverage.exceptions.codecs import QUANTISED, wave
 
 if TYPE_CHECKING:
     from lxt.coverage.making import Making
     from lxt.coverage.size import Size
-
-
-def _wave(making: Making, samples: int = 1920) -> tuple[int, int, int]:
-    return (making.size.batch, 1, samples)
 
 
 def _mel_first(making: Making) -> tuple[int, int, int]:
@@ -57,7 +54,6 @@ def _inside(part: str, config: dict[str, Any]) -> dict[str, Any]:
     return {f"{part}.{path}": value for path, value in config.items()}
 
 
-_QUANTISED = "codes are indices, with no gradient to the wave; explains what the decoder reads"
 _VOCODER = Tweak(
     "takes a spectrogram",
     config={"upsample_initial_channel": 32},
@@ -79,10 +75,10 @@ TWEAKS: dict[str, Tweak] = {
     **_same(_CHANNELS_FIRST, "voxtral_realtime_encoder", "glmasr_encoder"),
     **_same(_VOCABULARY, "wav2vec2-bert", "wav2vec2-conformer"),
     "mimi": Tweak(
-        _QUANTISED,
+        QUANTISED,
         config=_MIMI,
         embedding="decoder.upsample.conv",
-        kwargs={"input_values": lambda m: m.floats(*_wave(m))},
+        kwargs={"input_values": lambda m: m.floats(*wave(m))},
     ),
     **_same(
         Tweak("convolutions have one group for each channel", config=_MIMI),
@@ -140,12 +136,6 @@ TWEAKS: dict[str, Tweak] = {
             "adapter_input_size": _hidden,
             "conv_output_size": lambda size: size.hidden * (size.mel // 8),
         },
-    ),
-    "encodec": Tweak(
-        _QUANTISED,
-        config={"hidden_size": _hidden, "codebook_dim": _hidden, "num_filters": 8},
-        embedding="decoder.layers.0",
-        kwargs={"input_values": lambda m: m.floats(*_wave(m))},
     ),
     "gemma3n_audio": Tweak(
         "takes a spectrogram under a name of its own",
@@ -260,8 +250,8 @@ TWEAKS: dict[str, Tweak] = {
         embedding="text_encoder.encoder.embed_tokens",
     ),
     "musicgen_melody": Tweak(
-        "the auto table names the decoder's class for the whole's configuration; the embedding that "
-        "it names is a twin of the one in use",
+        "the auto table names the decoder's class for the whole's configuration; the embedding "
+        "that it names is a twin of the one in use",
         model_class="MusicgenMelodyForConditionalGeneration",
         kwargs={"decoder_input_ids": _rows_of_codes},
         embedding="text_encoder.encoder.embed_tokens",
@@ -270,22 +260,6 @@ TWEAKS: dict[str, Tweak] = {
     "moonshine_streaming": Tweak(
         "asks for an attribute that the configuration lacks",
         config={"num_key_value_heads": lambda size: size.heads},
-    ),
-    **_same(
-        Tweak(
-            "quantises with a straight-through gradient what it makes of the wave; "
-            "the semantic features beside it have none",
-            leaves={"input_values": lambda m: _wave(m, 320 * 8)},
-            kwargs={"input_features": lambda m: m.floats(m.size.batch, 8, 160)},
-            config={"quantization_dim": lambda size: 2 * size.hidden},
-        ),
-        *("xcodec2", "neucodec"),
-    ),
-    "xcodec": Tweak(
-        _QUANTISED,
-        config={"codebook_dim": lambda size: 2 * size.hidden},
-        embedding="acoustic_decoder.conv1",
-        kwargs={"input_values": lambda m: m.floats(*_wave(m, 3200))},
     ),
     "pop2piano": Tweak(
         "takes the sound as embeddings, beside no text",
@@ -327,11 +301,17 @@ TWEAKS: dict[str, Tweak] = {
     ),
     "pe_audio_encoder": Tweak(
         "the codec in front runs without gradient; explains the projection of what it gives",
-        kwargs={"input_values": lambda m: m.floats(*_wave(m))},
+        kwargs={"input_values": lambda m: m.floats(*wave(m))},
         embedding="embedder.data_proj",
     ),
+    "qwen3_asr_encoder": Tweak(
+        "takes mel bins first, and whole windows of 100 frames",
+        leaves={"input_features": lambda m: (m.size.batch, m.config.num_mel_bins, 100)},
+        kwargs={"input_features_mask": lambda m: m.ones(m.size.batch, 100)},
+    ),
     "phi4_multimodal_audio": Tweak(
-        "takes a spectrogram under the name of hidden states",
+        "takes a spectrogram under the name of hidden states; names a width of its own",
+        config={"ext_pw_out_channel": _hidden, "depthwise_separable_out_channel": _hidden},
         leaves={"hidden_states": lambda m: (m.size.batch, 8 * m.size.tokens, m.config.input_size)},
         kwargs={"mask": None},
     ),
@@ -372,11 +352,13 @@ TWEAKS: dict[str, Tweak] = {
         *("seamless_m4t", "seamless_m4t_v2"),
     ),
     "speech-encoder-decoder": Tweak(
-        "has arguments for both kinds of encoder", leaves={"input_features": None}
+        "has arguments for both kinds of encoder",
+        leaves={"input_features": None, "input_values": lambda m: (m.size.batch, 1920)},
     ),
     "fun_asr_nano_encoder": Tweak(
         "frames are stacked",
         leaves={"input_features": lambda m: (m.size.batch, m.size.tokens, m.config.input_size)},
+        kwargs={"input_features_mask": lambda m: m.ones(m.size.batch, m.size.tokens)},
     ),
     "univnet": Tweak(
         "predicts a wave from noise and a spectrogram",
@@ -389,16 +371,5 @@ TWEAKS: dict[str, Tweak] = {
             "input_features": lambda m: (m.size.batch, m.size.tokens, m.config.num_mel_bins),
             "noise_sequence": lambda m: (m.size.batch, m.size.tokens, m.config.model_in_channels),
         },
-    ),
-    "vibevoice_acoustic_tokenizer": Tweak(
-        "reduces the wave 3200 times",
-        leaves={"input_values": lambda m: _wave(m, 6400)},
-    ),
-    "vibevoice_acoustic_tokenizer_encoder": Tweak(
-        "takes the wave", leaves={"hidden_states": lambda m: _wave(m, 6400)}
-    ),
-    "vibevoice_acoustic_tokenizer_decoder": Tweak(
-        "takes latents [batch, channel, frame]",
-        leaves={"hidden_states": lambda m: (m.size.batch, m.config.hidden_size, 3)},
     ),
 }

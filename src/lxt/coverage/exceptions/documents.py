@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import torch
@@ -58,7 +59,22 @@ def _siblings(tweak: Tweak, *names: str) -> dict[str, Tweak]:
 
 
 TWEAKS: dict[str, Tweak] = {
-    **_siblings(_NECK, "slanext", "pp_formulanet_vision"),
+    **_siblings(
+        Tweak("where a hard sigmoid is 0, so is explicit relevance, whatever x is", gain=0.3),
+        *("pp_lcnet_v3", "pp_ocrv5_mobile_det"),
+    ),
+    "slanet": Tweak(
+        "its output comes out of softmax, so is a constant under CP-LRP",
+        kwargs={"output_hidden_states": True},
+        output="head_hidden_states.0",
+    ),
+    "pp_formulanet_vision": _NECK,
+    "slanext": replace(
+        _NECK,
+        reason=f"{_NECK.reason}; its output comes out of softmax, so is a constant under CP-LRP",
+        kwargs={"output_hidden_states": True},
+        output="head_hidden_states.0",
+    ),
     "pp_doclayout_v2": Tweak(
         "thresholds and the order of classes have no default",
         config={"class_thresholds": [0.5] * 25, "class_order": list(range(25))},
@@ -82,10 +98,28 @@ TWEAKS: dict[str, Tweak] = {
     ),
     **_siblings(
         Tweak(
-            "pools three rows after five halvings",
+            "pools three rows after five halvings; its output comes out of softmax, so is a "
+            "constant under CP-LRP",
             leaves={"pixel_values": lambda m: (m.size.batch, 3, 96, 64)},
+            kwargs={"output_hidden_states": True},
+            output="head_hidden_states.0",
+            gain=0.3,  # as of pp_lcnet_v3
         ),
-        *("pp_ocrv5_mobile_rec", "pp_ocrv5_server_rec", "pp_ocrv6_small_rec", "pp_ocrv6_tiny_rec"),
+        *("pp_ocrv5_mobile_rec", "pp_ocrv5_server_rec", "pp_ocrv6_small_rec"),
+    ),
+    **dict.fromkeys(
+        ("deepseek_ocr2_vision", "unlimited_ocr_vision"),
+        Tweak(
+            "one encoder reads the other's features",
+            config={"sam_config.downsample_channels": lambda size: [size.hidden, size.hidden]},
+        ),
+    ),
+    "pp_ocrv6_tiny_rec": Tweak(
+        "pools three rows after four halvings; its output comes out of softmax, so is a constant "
+        "under CP-LRP",
+        leaves={"pixel_values": lambda m: (m.size.batch, 3, 48, 64)},
+        kwargs={"output_hidden_states": True},
+        output="hidden_states.3",
     ),
     **_siblings(
         Tweak(

@@ -89,10 +89,6 @@ TWEAKS: dict[str, Tweak] = {
             "vision_config.sam_config.downsample_channels": lambda size: [size.hidden, size.hidden],
         },
     ),
-    "deepseek_ocr2_vision": Tweak(
-        "one encoder reads the other's features",
-        config={"sam_config.downsample_channels": lambda size: [size.hidden, size.hidden]},
-    ),
     "deepseek_vl_hybrid": Tweak(
         "a second, larger image",
         leaves={"high_res_pixel_values": lambda m: (m.size.batch, *_high_resolution(m))},
@@ -214,7 +210,15 @@ TWEAKS: dict[str, Tweak] = {
             )
         },
     ),
-    "inkling_mm_model": Tweak("needs scipy, which is not installed", unbuildable=True),
+    "inkling_mm_model": Tweak(
+        "takes the frames of patches, colours last",
+        leaves={
+            "pixel_values": lambda m: (
+                *(4 * m.size.batch, m.vision_config.temporal_patch_size),
+                *(m.vision_config.patch_size, m.vision_config.patch_size, 3),
+            )
+        },
+    ),
     "instructblip": Tweak(
         "the query transformer reads text too, and the default names no image token",
         config=_IMAGE_TOKEN["config"],

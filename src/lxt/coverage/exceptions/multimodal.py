@@ -121,6 +121,22 @@ TWEAKS: dict[str, Tweak] = {
         kwargs={"return_loss": False},
         output="mmm_text_logits",
     ),
+    "groupvit": Tweak(
+        "groups without a patch are divided by 1e-12",
+        config={
+            "vision_config.num_group_tokens": [4, 2, 0],
+            "vision_config.num_output_groups": [4, 2, 2],
+        },
+        without_explicit="its straight-through groups are exact zeros, by which it divides",
+    ),
+    **dict.fromkeys(
+        ("granite_speech", "granite_speech_plus"),
+        Tweak(
+            "as many queries as a window has frames, downsampled; the mask is for queries",
+            config={"window_size": 4, "downsample_rate": 2},
+            kwargs={"input_features_mask": None},
+        ),
+    ),
     "fun_asr_nano": Tweak(
         "frames are stacked",
         leaves={

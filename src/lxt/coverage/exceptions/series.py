@@ -19,6 +19,10 @@ _FORECAST = Tweak(
 
 TWEAKS: dict[str, Tweak] = {
     **dict.fromkeys(("time_series_transformer", "informer", "autoformer"), _FORECAST),
+    "timesfm2_5": Tweak(
+        "its default reads 16384 steps, and predicts 1024",
+        config={"context_length": 128, "horizon_length": 32, "output_quantile_len": 64},
+    ),
     "decision_transformer": Tweak(
         "reads a trajectory: states, actions and returns to go",
         leaves={

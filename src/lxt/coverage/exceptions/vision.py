@@ -96,7 +96,15 @@ TWEAKS: dict[str, Tweak] = {
         model_class="DetrForObjectDetection",
     ),
     **_siblings(_SAM2, "sam2", "sam2_video", "edgetam_video"),
-    **_siblings(_SAM3, "sam3_tracker", "sam3_video"),
+    "sam3_tracker": _SAM3,
+    **_siblings(
+        Tweak(
+            "its forward takes no tensors but a session, which holds a video and what was found "
+            "in earlier frames",
+            unbuildable=True,
+        ),
+        *("sam3_video", "sam3_tracker_video"),
+    ),
     "sam2_vision_model": Tweak("sizes of the feature pyramid are written out", config=_HIERA),
     "sam": Tweak(
         "positions fill the mask decoder's width with sines and cosines",
@@ -262,7 +270,11 @@ TWEAKS: dict[str, Tweak] = {
         'upstream: Module [GlmImageVQVAE] is missing the required "forward" function',
         unbuildable=True,
     ),
-    "sapiens2": Tweak("the head's channels have no default", model_class="Sapiens2Model"),
+    "sapiens2": Tweak(
+        "the head's channels have no default; key heads are counted layer by layer",
+        model_class="Sapiens2Model",
+        config={"num_key_value_heads_per_layer": lambda size: [size.heads, size.heads // 2]},
+    ),
     "vitmatte": Tweak(
         "images have a fourth channel; upstream adds a list to a tuple",
         config={
@@ -272,7 +284,16 @@ TWEAKS: dict[str, Tweak] = {
         },
         leaves={"pixel_values": lambda m: (m.size.batch, 4, m.size.image, m.size.image)},
     ),
-    "tvp": Tweak("the prompt frames the video", config={"visual_prompt_size": 4}),
+    "tvp": Tweak(
+        "the prompt frames the video; upstream's positions of columns fit one video only",
+        config={
+            "visual_prompt_size": 4,
+            "max_img_size": lambda size: 4 * size.image,
+            "num_frames": 2,
+        },
+        leaves={"pixel_values": lambda m: (1, 2, 3, 4 * m.size.image, 4 * m.size.image)},
+        kwargs={"input_ids": lambda m: m.ids()[:1]},
+    ),
     "deepseek_ocr2_encoder": Tweak(
         "reads patches and then queries",
         leaves={"inputs_embeds": lambda m: (m.size.batch, 8, m.config.hidden_size)},
@@ -281,6 +302,15 @@ TWEAKS: dict[str, Tweak] = {
     "unlimited_ocr_vision_encoder": Tweak(
         "takes the features of another encoder as its patches",
         leaves={"patch_embeds": lambda m: (m.size.batch, m.config.hidden_size, 4, 4)},
+    ),
+    "inkling_vision": Tweak(
+        "takes the frames of patches, colours last",
+        leaves={
+            "pixel_values": lambda m: (
+                *(4 * m.size.batch, m.config.temporal_patch_size),
+                *(m.config.patch_size, m.config.patch_size, 3),
+            )
+        },
     ),
     "inkling2_vision": Tweak(
         "takes blocks of two by two patches, colours last",
@@ -332,34 +362,9 @@ TWEAKS: dict[str, Tweak] = {
         ),
         *("sam3_mask_decoder", "sam3_lite_text_mask_decoder"),
     ),
-    "lightglue": Tweak(
-        "matches the keypoints of two images; names the width of their descriptors, which it "
-        "detaches from the images",
-        config={
-            "descriptor_dim": lambda size: size.hidden,
-            "intermediate_size": lambda size: 2 * size.hidden,
-            "keypoint_detector_config.descriptor_decoder_dim": lambda size: size.hidden,
-        },
-        kwargs={"pixel_values": lambda m: m.floats(m.size.batch, 2, 3, 64, 64)},
-        embedding="input_projection",
-        output="matching_scores",
-    ),
-    "superglue": Tweak(
-        "matches the keypoints of two images, whose descriptors are 256 wide",
-        config={"hidden_size": 256, "num_attention_heads": 4},
-        leaves={"pixel_values": lambda m: (m.size.batch, 2, 3, 64, 64)},
-    ),
-    "efficientloftr": Tweak(
-        "matches the keypoints of two images; rotary positions want 8 heads, and the widths of all "
-        "blocks are listed one by one",
-        init={"stage_num_blocks": [1, 1, 1, 1]},
-        config={
-            "hidden_size": 256,
-            "intermediate_size": 512,
-            "num_attention_heads": 8,
-            "num_key_value_heads": 8,
-            "stage_in_channels": [1, 64, 64, 128],
-        },
-        leaves={"pixel_values": lambda m: (m.size.batch, 2, 3, 64, 64)},
+    "groupvit_vision_model": Tweak(
+        "groups without a patch are divided by 1e-12",
+        config={"num_group_tokens": [4, 2, 0], "num_output_groups": [4, 2, 2]},
+        without_explicit="its straight-through groups are exact zeros, by which it divides",
     ),
 }
