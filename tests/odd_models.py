@@ -160,6 +160,50 @@ WAYS_OUT: dict[str, Callable[[Tensor], Any]] = {
 }
 
 
+def written(write: Callable[[Tensor, Tensor], Any], graph: bool = False) -> Any:
+    """A function that computes a tensor, writes to it with a constant's help, and goes on."""
+
+    def function(x: Tensor) -> Tensor:
+        y, g = x * 1, x.sigmoid().detach()
+        with torch.set_grad_enabled(graph):
+            write(y, g)
+        return y * 1
+
+    return function
+
+
+def data_set(y: Tensor, g: Tensor) -> None:
+    y.data = g
+
+
+def item_set(y: Tensor, g: Tensor) -> None:
+    y.detach()[0] = g[0]
+
+
+UNSEEN_WRITES: dict[str, Callable[[Tensor], Any]] = {
+    "no_grad mul_": written(lambda y, g: y.mul_(g)),
+    "no_grad tanh_": written(lambda y, _: y.tanh_()),
+    "no_grad relu_": written(lambda y, _: torch.relu_(y)),
+    "no_grad inplace": written(lambda y, _: F.relu(y, inplace=True)),
+    "no_grad *=": written(lambda y, g: y.__imul__(g)),
+    "no_grad []=": written(lambda y, g: y.__setitem__(0, g[0])),
+    "no_grad part": written(lambda y, g: y[0].mul_(g[0])),
+    "no_grad out": written(lambda y, g: torch.mul(g, g, out=y)),
+    "no_grad .data": written(lambda y, g: y.data.mul_(g)),
+    "no_grad foreach": written(lambda y, g: torch._foreach_mul_([y], [g])),
+    "detach mul_": written(lambda y, g: y.detach().mul_(g), graph=True),
+    "detach of a part": written(lambda y, g: y[0].detach().mul_(g[0]), graph=True),
+    "part of detach": written(lambda y, g: y.detach()[:, 1:].mul_(g[:, 1:]), graph=True),
+    "detach twice": written(lambda y, g: y.detach().detach().mul_(g), graph=True),
+    "detach []=": written(item_set, graph=True),
+    "detach mul_ by what carries": written(lambda y, _: y.detach().mul_(y.sigmoid()), graph=True),
+    ".data.mul_": written(lambda y, g: y.data.mul_(g), graph=True),
+    ".data.copy_": written(lambda y, _: y.data.copy_(torch.tanh(y).data), graph=True),
+    ".data =": written(data_set, graph=True),
+    "no_grad .data =": written(data_set),
+}
+
+
 # --- operators ------------------------------------------------------------------------------------
 
 

@@ -67,6 +67,21 @@ def test_values_that_leave_torch_are_refused(way: str) -> None:
     assert_refused(lambda _, x: function(x) + x, "takes values out of sight")
 
 
+@pytest.mark.parametrize("way", odd_models.UNSEEN_WRITES)
+def test_writes_that_no_graph_shows_are_refused(way: str) -> None:
+    function = odd_models.UNSEEN_WRITES[way]
+    assert_refused(lambda _, x: function(x), "it writes to a tensor that depends on")
+
+
+def test_writes_that_no_graph_shows_are_left_to_autograd_where_one_says_so() -> None:
+    for function in odd_models.UNSEEN_WRITES.values():
+        model, x = model_of(lambda _, x, f=function: f(x)), operand()
+        with attnlrp.context(model, on_unknown="gradient"):
+            y = model(x * 1)
+        assert torch.equal(y, function(x.detach()))
+        assert torch.equal(torch.autograd.grad(y.sum(), x)[0], torch.ones_like(x))
+
+
 def test_ways_out_are_left_to_autograd_where_one_says_so() -> None:
     model, x = model_of(lambda _, x: x * x.mean().item()), operand()
     with attnlrp.context(model, on_unknown="gradient"):
@@ -76,6 +91,22 @@ def test_ways_out_are_left_to_autograd_where_one_says_so() -> None:
 
 SOUND: dict[str, tuple[Callable[[Odd, Tensor], Tensor], Callable[[Tensor], Tensor]]] = {
     "a detached tensor": (lambda _, x: x * x.detach().sigmoid(), lambda x: x.sigmoid()),
+    "a write to a copy": (
+        lambda _, x: x * x.detach().clone().mul_(0).add_(3),
+        lambda x: 3 * torch.ones_like(x),
+    ),
+    "a write to a copy without a graph": (
+        lambda _, x: x * torch.no_grad()(lambda: x.clone().mul_(0).add_(3))(),
+        lambda x: 3 * torch.ones_like(x),
+    ),
+    "a write to what was computed of a detached tensor": (
+        lambda _, x: x * (x.detach() * 1).sigmoid_(),
+        lambda x: x.sigmoid(),
+    ),
+    "a write to what nobody else has": (
+        lambda _, x: x * (x * 2).detach().sigmoid_(),
+        lambda x: (2 * x).sigmoid(),
+    ),
     "a number of a detached tensor": (
         lambda _, x: x * x.detach().mean().item(),
         lambda x: x.mean().expand_as(x),
@@ -267,3 +298,68 @@ def test_a_cube_that_a_rule_covers_is_right() -> None:
         y = model(x * 1)
     (gradient,) = torch.autograd.grad(y.sum(), x)
     assert_close(gradient, x.detach() ** 2, 1e-12)
+
+
+# --- operands that are written to later -----------------------------------------------------------
+
+
+def sigmoid_secant(x: Tensor) -> Tensor:
+    slopes = [secant(FUNCTIONS["sigmoid"], v) for v in x.flatten().tolist()]
+    return torch.tensor(slopes, dtype=torch.float64).view_as(x)
+
+
+def then(write: Callable[[Tensor], Any]) -> Callable[[Odd, Tensor], Tensor]:
+    """σ(y) of a y that is written to afterwards, and used no more."""
+
+    def function(_: Odd, x: Tensor) -> Tensor:
+        y = x * 1
+        gate = torch.sigmoid(y)
+        write(y)
+        return gate
+
+    return function
+
+
+LATER_WRITES: dict[str, Callable[[Tensor], Any]] = {
+    "add_": lambda y: y.add_(1),
+    "zero_": lambda y: y.zero_(),
+    "twice": lambda y: y.mul_(2).sigmoid_(),
+    "a part": lambda y: y[0].add_(1),
+    "an item": lambda y: y.__setitem__((0, 1), 5.0),
+    "a view": lambda y: y.view(-1).mul_(3),
+    "inplace": lambda y: F.relu(y, inplace=True),
+}
+
+
+@pytest.mark.parametrize("write", LATER_WRITES)
+@pytest.mark.parametrize("formulation", ["gradient", "explicit"])
+def test_an_operand_may_be_written_to_later(formulation: str, write: str) -> None:
+    model, x, g = model_of(then(LATER_WRITES[write])), operand(), upstream()
+    values = x.detach()
+    slope = sigmoid_secant(values)
+    if formulation == "gradient":
+        with attnlrp.context(model):
+            y = model(x)
+        wanted = g * slope
+    else:
+        with odd_models.COMPOSITES["explicit attnlrp"].context(model):
+            y = model(x)
+        g = g * y.detach()
+        wanted = g / y.detach() * slope * values
+    assert torch.equal(y, torch.sigmoid(values))
+    assert_close(torch.autograd.grad(y, x, g)[0], wanted, 1e-6)
+
+
+def test_swish_in_place_is_a_product_of_two() -> None:
+    def function(_: Odd, x: Tensor) -> Tensor:
+        y = x * 1
+        y *= torch.sigmoid(y)
+        y += 1
+        return y
+
+    model, x, g = model_of(function), operand(), upstream()
+    with attnlrp.context(model):
+        y = model(x)
+    values = x.detach()
+    wanted = g * (values.sigmoid() + values * sigmoid_secant(values)) / 2
+    assert_close(torch.autograd.grad(y, x, g)[0], wanted, 1e-14)

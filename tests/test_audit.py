@@ -6,6 +6,7 @@ What the books say of sound models is in `test_ledger.py`; that no rule is idle,
 
 from __future__ import annotations
 
+import copy
 import ctypes
 import io
 import json
@@ -23,7 +24,7 @@ from torch import Tensor, nn
 
 import lxt
 from audited import Net, X, example, kinds
-from lxt.errors import InvalidModel, LxtError
+from lxt.errors import InvalidComposite, InvalidInput, InvalidModel, InvalidTarget, LxtError
 
 
 def audited(function: Callable[..., Tensor], composite: Any = None) -> lxt.Report:
@@ -88,6 +89,19 @@ def looking(x: Tensor) -> Tensor:
 
 # --- each kind of finding, and its sound twin -----------------------------------------------------
 
+
+class Averaging(nn.Module):
+    mean: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("mean", torch.zeros(6))
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.mean.data.mul_(0.9).add_(x.detach().mean(0) * 0.1)
+        return x - self.mean
+
+
 UNSOUND = {
     "an unknown torch function": ("unknown operation", torch.special.i1, None),
     "an unknown product": ("unknown operation", lambda x: torch.special.xlog1py(x, x.abs()), None),
@@ -127,6 +141,12 @@ UNSOUND = {
     "a number": ("hidden dependence", by_number, None),
     "a number that is torch's": ("values out of sight", lambda x: x * x.abs().max().item(), None),
     "a number that is only looked at": ("values out of sight", looking, None),
+    "a moving average": ("state that changes", Averaging(), None),
+    "a number of a number": (
+        "hidden dependence",
+        lambda x: x / (float(x.detach().abs().max()) + 1.0),
+        None,
+    ),
     "numpy": ("hidden dependence", by_numpy, None),
     "memory": ("hidden dependence", by_memory, None),
     "memory handed out": ("values out of sight", by_memory, None),
@@ -156,9 +176,17 @@ SOUND = {
     "dropout in evaluation": (nn.Dropout(0.5).eval(), None),
     "a constant by its author's word": (lambda x: x * x.detach().abs().amax(-1, True), None),
     "a number that is none of the input's": (lambda x: x * (1 / math.sqrt(x.shape[-1])), None),
+    "a number of what is detached": (lambda x: x / float(x.detach().abs().max()), None),
+    "an item of what is detached": (lambda x: x * x.detach().abs().max().item(), None),
+    "a list of what is detached": (lambda x: x * max(x.detach()[0].tolist()), None),
     "a mask of what is positive": (lambda x: x * (x > 0).float(), None),
     "constants of the shape of the input": (lambda x: x + torch.ones_like(x), None),
     "memory that is written over": (overwriting, None),
+    "compiled": (torch.compile(F.silu, backend="eager"), None),
+    "a sparse constant": (
+        lambda x: torch.sparse.mm(torch.eye(4).to_sparse_csr() * 2.0, x),
+        lxt.attnlrp | {torch.sparse.mm: lxt.rules.passthrough},
+    ),
     "constants from numpy": (lambda x: x * torch.from_numpy(X[0].numpy()), None),
 }
 
@@ -178,6 +206,58 @@ def test_its_sound_twin_has_no_findings(name: str) -> None:
     report = audited(function, composite)
     assert report.ok, report.findings
     assert report.counts()["unknown"] == 0
+
+
+class Softmax(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.softmax(x, -1)
+
+
+class Flipped(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return x.flip(-1) ** 3
+
+
+class Centred(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.tanh(x + x.mean())
+
+
+class Cubed(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.scale = nn.Parameter(torch.ones(6))
+
+    def forward(self, x: Tensor, power: int = 3) -> Tensor:
+        return (x * self.scale) ** power
+
+
+NO_UNITS = (Softmax(), Flipped(), Centred(), nn.Linear(6, 6))
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("module", NO_UNITS, ids=lambda module: type(module).__name__)
+def test_a_unit_that_mixes_elements(module: nn.Module, dtype: torch.dtype) -> None:
+    model = nn.Sequential(nn.ReLU(), copy.deepcopy(module)).to(dtype)
+    composite = lxt.attnlrp | {type(module): lxt.rules.unit}
+    report = lxt.audit(model, X.to(dtype) * 4, composite=composite)
+    (finding,) = (f for f in report.findings if f.kind == "unit that is not element-wise")
+    assert type(module).__name__ in finding.text
+    assert finding.line is not None
+    if dtype.itemsize > 2:  # in which linear functions are
+        assert ("passthrough" in finding.line) == isinstance(module, nn.Linear)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16, torch.float16])
+def test_a_unit_that_mixes_none(dtype: torch.dtype) -> None:
+    model = Net(Cubed(), dtype).to(dtype)
+    report = lxt.audit(model, X.to(dtype), composite=lxt.attnlrp | {Cubed: lxt.rules.unit})
+    assert "unit that is not element-wise" not in kinds(report), report.findings
+    pair = Net(lambda x: torch.special.xlogy(torch.ones(6, dtype=dtype), x.abs()), dtype)
+    composite = lxt.attnlrp | {torch.special.xlogy: lxt.rules.unit}
+    assert "unit that is not element-wise" not in kinds(
+        lxt.audit(pair, X.to(dtype), composite=composite)
+    )
 
 
 # --- what a finding says --------------------------------------------------------------------------
@@ -408,6 +488,40 @@ def test_a_model_on_which_nothing_can_be_explained() -> None:
         lxt.audit(Net(lambda x: x), b"text")
     with pytest.raises(InvalidModel, match="no floating-point tensor"):
         lxt.audit(type("Labels", (nn.Module,), {"forward": lambda _, x: x.argmax(-1)})(), X)
+
+
+@pytest.mark.parametrize(
+    ("inputs", "options", "error", "message"),
+    [
+        ([X], {}, InvalidInput, "is a list: give what the forward of Net takes"),
+        (torch.ones(4, 6).long(), {}, InvalidInput, r"\(int64 \[4, 6\]\) is a floating-point"),
+        (X[:0], {}, InvalidInput, r"\[0, 6\] has no elements"),
+        (X[:, :0], {}, InvalidInput, r"\[4, 0\] has no elements"),
+        (X, {"target": True}, InvalidTarget, "no output True"),
+        (X, {"composite": {}}, InvalidComposite, "{} is no composite"),
+    ],
+)
+def test_what_an_audit_does_not_take(
+    inputs: Any, options: dict[str, Any], error: type[LxtError], message: str
+) -> None:
+    with pytest.raises(error, match=message):
+        lxt.audit(Net(torch.relu), inputs, **options)
+
+
+def test_an_empty_composite_is_the_one_that_is_audited() -> None:
+    report = lxt.audit(Net(torch.relu), X, composite=lxt.Composite({}))
+    assert "unknown operation" in kinds(report)
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
+def test_scripted_code_is_a_finding() -> None:
+    report = audited(torch.jit.script(nn.Sequential(nn.Linear(6, 6), nn.SiLU())))
+    assert "unknown operation" in kinds(report)
+
+
+def test_a_model_that_puts_out_its_input() -> None:
+    with pytest.raises(InvalidModel, match="Identity puts out 0 as it is: no operation runs"):
+        lxt.audit(nn.Identity(), X)
 
 
 def test_an_audit_runs_where_gradients_are_off() -> None:

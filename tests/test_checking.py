@@ -241,6 +241,17 @@ def test_an_unsound_rule_is_told_why(rule: Callable[..., Any]) -> None:
     kept.clear()
 
 
+class Softmax(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.softmax(x, -1)
+
+
+def test_a_unit_must_be_element_wise() -> None:
+    with pytest.raises(CheckFailed, match="is for element-wise functions, and the operation is no"):
+        lxt.testing.check_rule(lxt.rules.unit, Softmax, lxt.sample(Softmax(), leaf(3, 5)))
+    lxt.testing.check_rule(lxt.rules.unit, F.elu, lxt.sample(leaf(3, 5), 0.5))
+
+
 def test_a_sound_one_passes() -> None:
     lxt.testing.check_rule(secant, squared_gate, SAMPLE, lxt.sample(leaf(5)), absorbs="nothing")
 

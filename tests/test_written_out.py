@@ -26,6 +26,7 @@ from operations import assert_close
 
 MASK = torch.tensor([[1, 1, 0, 1], [1, 0, 1, 1], [0, 1, 1, 1]], dtype=torch.float64)
 OUT = MASK == 0
+SQUARE = torch.linspace(-1, 2, 16, dtype=torch.float64).view(4, 4)
 
 
 def over_sum(e: Tensor) -> Tensor:
@@ -205,6 +206,28 @@ NEARLY: dict[str, Softmax] = {
     "times s ** -1": lambda x: (lambda e: e * e.sum(-1, True) ** -1)(torch.exp(x)),
     "F.normalize": lambda x: F.normalize(torch.exp(x), p=1, dim=-1),
     "the 1-norm": lambda x: divided(x, lambda e: e.norm(p=1, dim=-1, keepdim=True)),
+    "weighted and summed at once": lambda x: (lambda o: o[:, :4] / o[:, 4:])(
+        torch.exp(x) @ torch.cat([SQUARE, torch.ones_like(SQUARE[:, :1])], -1)
+    ),
+    "values that carry": lambda x: (lambda o: o[:, :4] / o[:, 4:])(
+        torch.exp(x @ x.T) @ torch.cat([x, torch.ones_like(x[:, :1])], -1)
+    ),
+    "linear attention": lambda x: (lambda q, k: (q @ (k.T @ x)) / (q @ k.sum(0, True).T))(
+        torch.exp(x), torch.exp(2 * x)
+    ),
+    "over exp(logsumexp)": lambda x: torch.exp(x) / torch.exp(torch.logsumexp(x, -1, True)),
+    "times exp(-logsumexp)": lambda x: torch.exp(x) * torch.exp(-torch.logsumexp(x, -1, True)),
+    "exp2 of it": lambda x: torch.exp(x) / torch.exp2(1.4427 * x.logsumexp(-1, True) + 1),
+    "exp of c - it": lambda x: torch.exp(x - 1) * (1 - x.logsumexp(-1, True)).exp_(),
+    "shifted by it": lambda x: torch.exp(x) * torch.exp(x - x - x.logsumexp(-1, True)),
+    "expm1 + 1": lambda x: over_sum(torch.expm1(x) + 1),
+    "expm1": lambda x: over_sum(torch.expm1(x)),
+    "softplus": lambda x: torch.log(1 + torch.exp(x)),
+    "softplus of log1p": lambda x: torch.log1p(torch.exp(x)),
+    "softplus in place": lambda x: torch.exp(x).add_(1).log_(),
+    "softplus of log1p in place": lambda x: x.exp().log1p_(),
+    "stable softplus": lambda x: x.clamp(min=0) + torch.log1p(torch.exp(-x.abs())),
+    "softplus of base 2": lambda x: torch.log2(1 + torch.exp2(x)),
     "addcdiv": lambda x: (lambda e: torch.addcdiv(x, e, e.sum(-1, True)))(torch.exp(x)),
 }
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from typing import Any
 
@@ -22,7 +23,7 @@ from lxt.auditing.identity import (
 from lxt.auditing.ledger import Boundary, Ledger
 from lxt.auditing.recording import recorded
 from lxt.auditing.report import Addition, AttentionCheck, Finding, Operation, Report
-from lxt.auditing.units import taken_apart
+from lxt.auditing.units import taken_apart, units_that_are_none
 from lxt.composite import Composite
 from lxt.composites import as_composite
 from lxt.errors import InvalidModel
@@ -77,9 +78,8 @@ def audit(
 
     """
     case = _case(model, inputs, target, tokenizer)
-    return audit_case(
-        case, as_composite(composite or "attnlrp"), tokenizer=tokenizer, progress=progress
-    )
+    rules = as_composite("attnlrp" if composite is None else composite)
+    return audit_case(case, rules, tokenizer=tokenizer, progress=progress)
 
 
 def _case(model: nn.Module, inputs: Any, target: Any, tokenizer: Any) -> Case:
@@ -107,8 +107,12 @@ def _holds_only_ids(inputs: Any) -> bool:
     )
 
 
-@torch.inference_mode(False)  # and with gradients, whatever the caller has switched off
-@torch.enable_grad()
+def _uncompiled() -> AbstractContextManager[Any]:
+    """Runs compiled functions as they are written, for a compiler can't trace what watches them."""
+    stance = getattr(torch.compiler, "set_stance", None)  # new in torch 2.6
+    return nullcontext() if stance is None else stance("force_eager")
+
+
 def audit_case(
     case: Case,
     composite: Composite,
@@ -117,6 +121,13 @@ def audit_case(
     progress: Progress | None = None,
 ) -> Report:
     """`audit` for a case of one's own."""
+    with _uncompiled():
+        return _report(case, composite, tokenizer, progress)
+
+
+@torch.inference_mode(False)  # and with gradients, whatever the caller has switched off
+@torch.enable_grad()
+def _report(case: Case, composite: Composite, tokenizer: Any, progress: Progress | None) -> Report:
     stage = progress or (lambda _: None)
     model = case.model
     findings: list[Finding] = []
@@ -124,8 +135,9 @@ def audit_case(
 
     stage("the model by itself")
     before = state_of(model)
+    buffers = checks.buffers_of(model)
     plain, again = checks.by_itself(case), checks.by_itself(case)
-    repeatable = checks.same(plain, again)
+    repeatable, updated = checks.same(plain, again), checks.updated(model, buffers)
 
     stage(f"forward and backward under {composite.name}, with a ledger")
     record = recorded(case, composite)
@@ -135,10 +147,11 @@ def audit_case(
     covered = coverage.rows(ledger, tolerance)
     identical = checks.same(plain, run.output)
     findings += coverage.findings(model, ledger, covered, tolerance)
-    findings += checks.soundness(ledger, identical, repeatable, state_of(model), before)
+    findings += checks.soundness(ledger, identical, repeatable, updated, state_of(model), before)
 
     stage("dependence that no operation shows")
     findings += taken_apart(model, ledger.calls)
+    findings += units_that_are_none(ledger.calls)
     findings += checks.escapes(record.escaped)
     findings += checks.hidden(case, composite)
 
@@ -168,6 +181,7 @@ def audit_case(
         else:
             findings += checks.precision(precise)
 
+    findings += checks.explosion(ledger, precise)
     sinks = checks.sinks(case, run, record.settlement.gradients, composite, tokenizer)
     if sinks is not None and sinks.padding:
         findings.append(

@@ -240,8 +240,9 @@ class Composite(Mapping[Target, Rule]):
 
         A class stands for its subclasses too, unless they have a `forward` of their own.
         """
+        forward = getattr(cls, "forward", None)  # None for scripted ones
         for base in cls.__mro__:
-            if getattr(base, "forward", None) is not cls.forward:
+            if getattr(base, "forward", None) is not forward:
                 return None
             path = ClassPath(f"{base.__module__}.{base.__qualname__}")
             rule = self._rules.get(base) or self._rules.get(path)

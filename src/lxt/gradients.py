@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
+from weakref import WeakSet
 
 import torch
 from torch import Tensor
@@ -23,6 +24,8 @@ __all__ = [
     "compute_dtype",
     "curve_of",
     "is_gate",
+    "keep_operands",
+    "operand_of",
     "scale",
     "secant",
     "stop",
@@ -79,7 +82,7 @@ class Curve:
     """What an element-wise function is to those who meet its output later on.
 
     Attributes:
-        kind: "exponential", "clamp", or "" for all others.
+        kind: "exponential", "exponential less 1", "clamp", or "" for all others.
         log_base: of an exponential, the logarithm of its base.
         gates: whether its output is a gate where it multiplies something; see `is_gate`.
     """
@@ -104,6 +107,20 @@ def curve_of(node: Any) -> Curve | None:
     return node.curve if isinstance(node, _Secant._backward_cls) else None  # pyright: ignore[reportAttributeAccessIssue]
 
 
+def operand_of(node: Any) -> Tensor:
+    """What `secant` made the output of a node of, as it was then."""
+    return node.saved_tensors[0] if node.kept is None else node.kept
+
+
+def keep_operands(x: Tensor) -> None:
+    """Give the secants of what is in the memory of `x` a copy, for `x` is about to be written to.
+
+    Autograd's own derivative may be one of the output, which stays as it is; a secant never is.
+    """
+    for node in _secants.pop(x.untyped_storage().data_ptr(), ()):
+        node.kept = node.saved_tensors[0].clone()
+
+
 def before_overwriting(x: Tensor, operand: Any) -> Any:
     """`operand`; where `secant` made it of `x` itself, as in x *= σ(x), made of a copy instead.
 
@@ -112,7 +129,7 @@ def before_overwriting(x: Tensor, operand: Any) -> Any:
     node: Any = operand.grad_fn if isinstance(operand, Tensor) else None
     if not isinstance(node, _Secant._backward_cls):  # pyright: ignore[reportAttributeAccessIssue]
         return operand
-    (kept,) = node.saved_tensors
+    kept = operand_of(node)
     if kept.data_ptr() != x.data_ptr() or kept.shape != x.shape or kept.stride() != x.stride():
         return operand
     return secant(x.clone(), node.function, node.slope, node.curve)
@@ -200,6 +217,23 @@ class _Surrogate(Function):
         )
 
 
+# The secants that keep an operand, by the address of its memory, which lives as long as they do.
+_secants: dict[int, WeakSet[Any]] = {}
+
+
+def _remember(node: Any, x: Tensor) -> None:
+    """Remember where the operand of a secant is, unless something else keeps it, a checkpoint."""
+    if torch._C._autograd._top_saved_tensors_default_hooks(True) is not None:  # pyright: ignore[reportAttributeAccessIssue]
+        return
+    address = x.untyped_storage().data_ptr()
+    nodes = _secants.get(address)
+    if nodes is None:
+        nodes = _secants[address] = WeakSet()
+        for gone in [key for key, others in _secants.items() if not others and others is not nodes]:
+            del _secants[gone]
+    nodes.add(node)
+
+
 class _Secant(Function):
     @staticmethod
     def forward(
@@ -209,16 +243,18 @@ class _Secant(Function):
         ctx.slope = slope
         ctx.function = operation
         ctx.curve = curve
+        ctx.kept = None
         version = x._version
         y = operation(x)
         if x._version != version:
             raise RuntimeError("an element-wise unit wrote to its own operand in place")
+        _remember(ctx, x)
         return y
 
     @staticmethod
     def backward(ctx: Any, *gradients: Any) -> Any:
         (g,) = gradients
-        (x,) = ctx.saved_tensors
+        x = operand_of(ctx)
         slope = ctx.slope(x.to(compute_dtype(x.dtype)))
         return g * slope.to(g.dtype), None, None, None
 

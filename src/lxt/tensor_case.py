@@ -49,6 +49,12 @@ class TensorCase:
     def __init__(self, model: nn.Module, inputs: Any, *, target: TensorTarget = None) -> None:
         require_module(model)
         self.model = model
+        if isinstance(inputs, list):
+            raise InvalidInput(
+                f"{_short(inputs)} is a list: give what the forward of {type(model).__name__} "
+                "takes, a tensor, a tuple of arguments or a mapping; an argument that is a list "
+                "goes in a tuple, ([x, y],)"
+            )
         self.target = target
         if isinstance(inputs, Mapping):
             self.arguments: dict[str | int, Any] = dict(inputs)
@@ -60,6 +66,7 @@ class TensorCase:
                 f"there is no tensor in {_short(inputs)}: give what the forward of "
                 f"{type(model).__name__} takes, a tensor, a tuple or a mapping"
             )
+        self._require_elements()
 
     def on(self, model: nn.Module) -> TensorCase:
         """The same case of another instance, its floating-point tensors in that one's dtype."""
@@ -74,14 +81,42 @@ class TensorCase:
         }
         return case
 
+    def _require_elements(self) -> None:
+        leaves = [value for name, value in self.arguments.items() if self._is_leaf(name)]
+        for tensor in leaves or tensors_in(list(self.arguments.values())):
+            if not tensor.numel():
+                raise InvalidInput(
+                    f"a tensor of the shape {list(tensor.shape)} has no elements: there is nothing "
+                    "to explain"
+                )
+
+    def _is_leaf(self, name: str | int) -> bool:
+        value = self.arguments[name]
+        if not isinstance(value, Tensor) or not value.is_floating_point():
+            return False
+        return not (isinstance(name, str) and any(part in name for part in _DESCRIPTIONS))
+
+    def _embedded(self, change: Change | None) -> EmbeddingLeaf:
+        try:
+            return EmbeddingLeaf(self.model, change)
+        except InvalidModel:
+            kinds = ", ".join(
+                f"{str(x.dtype).removeprefix('torch.')} {list(x.shape)}"
+                for value in self.arguments.values()
+                for x in tensors_in(value)
+            )
+            raise InvalidInput(
+                f"{type(self.model).__name__} embeds no tokens (get_input_embeddings), and none of "
+                f"its arguments ({kinds}) is a floating-point tensor to explain: give one, alone, "
+                "in a tuple or in a mapping"
+            ) from None
+
     def forward(self, change: Change | None = None) -> Pass:
         """Run the model once, under whatever composite is on it."""
         leaves: dict[str, Tensor] = {}
         arguments = dict(self.arguments)
         for name, value in arguments.items():
-            if not isinstance(value, Tensor) or not value.is_floating_point():
-                continue
-            if isinstance(name, str) and any(part in name for part in _DESCRIPTIONS):
+            if not self._is_leaf(name):
                 continue
             value = value.detach().clone()
             leaf = (change(value) if change else value).requires_grad_()
@@ -89,7 +124,7 @@ class TensorCase:
         with ExitStack() as stack:
             embedded = None
             if not leaves:
-                embedded = stack.enter_context(EmbeddingLeaf(self.model, change))
+                embedded = stack.enter_context(self._embedded(change))
             positional = [value for name, value in arguments.items() if isinstance(name, int)]
             named = {name: value for name, value in arguments.items() if isinstance(name, str)}
             output = self.model(*positional, **named)
@@ -120,7 +155,8 @@ class TensorCase:
             places = rows.argmax(-1, keepdim=True)
         else:
             size = explained.shape[-1] if explained.dim() else 1
-            if not isinstance(self.target, int) or not -size <= self.target < size:
+            is_index = isinstance(self.target, int) and not isinstance(self.target, bool)
+            if not is_index or not -size <= self.target < size:
                 raise InvalidTarget(
                     f"there is no output {self.target!r}: the last axis of "
                     f"{list(explained.shape)} goes from 0 to {size - 1}"

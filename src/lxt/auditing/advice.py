@@ -9,11 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from lxt.auditing.elementwise import is_elementwise
 from lxt.engine.opaque import tensors_in
 
 __all__ = ["line_for", "module_behind", "nature_of"]
-
-_TRIES = 3
 
 
 def line_for(target: str, nature: str | None) -> str:
@@ -62,7 +61,11 @@ def nature_of(
             _is_linear_in(call, operands, n) for n in range(len(operands))
         ):
             return "product"
-        if len(operands) == 1 and _is_elementwise(call, operands[0]):
+        if (
+            len(operands) == 1
+            and call(torch.zeros_like(operands[0])).isfinite().all()
+            and is_elementwise(operation, args, kwargs)
+        ):
             return "element-wise"
     except Exception:  # an operation of which nothing is known may raise whatever it likes
         return None
@@ -105,20 +108,6 @@ def _moved(x: Tensor) -> Tensor:
     )
 
 
-def _is_elementwise(call: Callable[..., Tensor], x: Tensor) -> bool:
-    """Whether each element of the result depends on the one of the operand in its place."""
-    at_x = call(x)
-    if at_x.shape != x.shape or not call(torch.zeros_like(x)).isfinite().all():
-        return False
-    for place in torch.linspace(0, x.numel() - 1, _TRIES).long().tolist():
-        nudge = torch.zeros(x.numel(), dtype=x.dtype, device=x.device)
-        nudge[place] = 0.5
-        changed = (call(x + nudge.view(x.shape)) != at_x).flatten().nonzero()[:, 0].tolist()
-        if any(other != place for other in changed):
-            return False
-    return True
-
-
 def module_behind(model: nn.Module, node: str) -> nn.Module | None:
     """The module whose forward calls the autograd Function that is called `node`, if it shows."""
     seen: set[type] = set()
@@ -128,7 +117,7 @@ def module_behind(model: nn.Module, node: str) -> nn.Module | None:
             continue
         seen.add(cls)
         try:
-            source = inspect.getsource(cls.forward)
+            source = inspect.getsource(getattr(cls, "forward", None))
         except (OSError, TypeError):
             continue
         if f"{node}.apply" in source:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -21,8 +22,10 @@ from lxt.text_case import TextCase
 
 __all__ = [
     "attention",
+    "buffers_of",
     "by_itself",
     "escapes",
+    "explosion",
     "hidden",
     "narrowest",
     "precision",
@@ -30,6 +33,7 @@ __all__ = [
     "sinks",
     "soundness",
     "tolerance",
+    "updated",
     "where",
 ]
 
@@ -40,6 +44,9 @@ _HALF = 5e-2
 _LOST_TO_GROWTH = 0.1
 """The share of the target that rounding of relevance may come to, which cancels but for the target.
 """
+
+_SMALL_ERROR = 0.2
+"""The relative error under which relevance is that of float64, for those who look at it."""
 
 _LEAST_CORRELATION = 0.95
 """Under it, rounding decides which parts of the input seem to matter."""
@@ -78,16 +85,41 @@ def same(a: Tensor, b: Tensor) -> bool:
     )
 
 
+def buffers_of(model: nn.Module) -> dict[str, Tensor]:
+    """Copies of the buffers of a model."""
+    return {
+        name: buffer.detach().clone()
+        for name, buffer in model.named_buffers()
+        if not buffer.is_meta and buffer.layout is torch.strided
+    }
+
+
+def updated(model: nn.Module, before: dict[str, Tensor]) -> list[str]:
+    """The buffers that have other values than before."""
+    now = buffers_of(model)
+    return [name for name, x in before.items() if name in now and not same(x, now[name])]
+
+
 def soundness(
     ledger: Ledger,
     identical: bool,
     repeatable: bool,
+    updated: list[str],
     after: dict[str, Any],
     before: dict[str, Any],
 ) -> list[Finding]:
     """Of the pass as a whole: its forward, its books, its size, and what it left behind."""
     found = []
-    if not repeatable:
+    if not repeatable and updated:
+        found.append(
+            Finding(
+                "state that changes",
+                "two forward passes on the same input differ, so nothing can be compared, and each "
+                f"updates these buffers: {', '.join(updated)}: call model.eval(), and make the "
+                "forward leave them alone there",
+            )
+        )
+    elif not repeatable:
         found.append(
             Finding(
                 "random forward",
@@ -116,16 +148,29 @@ def soundness(
                 "relevance of the input and all that was absorbed",
             )
         )
-    growth = ledger.gross / abs(ledger.target) if ledger.target else 0.0
-    if growth * ledger.epsilon_of_input > _LOST_TO_GROWTH:
-        found.append(
-            Finding(
-                "relevance explodes",
-                f"Σ|R| of the input is {growth:.3g} times the target, beyond the digits of its "
-                "type: run the model in a wider dtype",
-            )
-        )
     return found
+
+
+def explosion(ledger: Ledger, precise: Agreement | None) -> list[Finding]:
+    """Whether relevance grows beyond its digits; not where float64 shows that it comes out right."""
+    if not math.isfinite(ledger.gross) or not math.isfinite(ledger.target):
+        return []
+    if (
+        precise is not None
+        and precise.correlation >= _LEAST_CORRELATION
+        and precise.relative_error <= _SMALL_ERROR
+    ):
+        return []
+    growth = ledger.gross / abs(ledger.target) if ledger.target else 0.0
+    if growth * ledger.epsilon_of_input <= _LOST_TO_GROWTH:
+        return []
+    return [
+        Finding(
+            "relevance explodes",
+            f"Σ|R| of the input is {growth:.3g} times the target, beyond the digits of its "
+            "type: run the model in a wider dtype",
+        )
+    ]
 
 
 def escapes(escaped: list[Escape]) -> list[Finding]:
@@ -135,8 +180,13 @@ def escapes(escaped: list[Escape]) -> list[Finding]:
         Finding(
             "values out of sight",
             f"{e.operation}: {e.reason}, {where(e.callsite)}",
-            "a .detach() before it if it is to be a constant; otherwise a module of its own with a "
-            "rule: composite | {MyModule: my_rule}",
+            (
+                "torch functions of x.detach() instead"
+                if "memory" in e.reason
+                else ".detach() before it"
+            )
+            + " if it is to be a constant; otherwise a module of its own with a rule: "
+            "composite | {MyModule: my_rule}",
         )
         for e in places.values()
     ]
@@ -165,8 +215,8 @@ def hidden(case: Case, composite: Composite) -> list[Finding]:
             "hidden dependence",
             f"operand {h.operand + 1} of {h.operation} is {h.what}, and changes with the input, "
             f"so that relevance through it is lost {where(h.callsite)}",
-            "write what makes it with torch functions, or as a module with a rule: "
-            "composite | {MyModule: my_rule}",
+            "write what makes it with torch functions, of x.detach() if it is to be a constant, or as "
+            "a module with a rule: composite | {MyModule: my_rule}",
         )
         for h in reports.values()
     ]

@@ -8,7 +8,7 @@ is a little different, and each constant operand whose origin was not seen is co
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -69,7 +69,9 @@ class Origins:
         self._own = {id(t) for t in (*model.parameters(), *model.buffers())}
         self._made: dict[int, tuple[Tensor, int, Fingerprint]] = {}
         self._underived: dict[int, tuple[Tensor, str]] = {}
+        self._numbers: dict[int, float] = {}  # by their ids, which they keep while they are here
         self._without_rule: str | None = None
+        self._is_constant = False
         self.calls: list[tuple[str, list[tuple[int, str, Fingerprint]], Callsite | None]] = []
         """Each call with its operands of unknown origin, and their values in brief."""
         self.written: list[HiddenDependence] = []
@@ -91,11 +93,13 @@ class Origins:
         carries = any(x.requires_grad for x in tensors_in((*args, *kwargs.values())))
         is_lost = rule is None and carries and target not in STOPS and not _takes_a_shape(target)
         self._without_rule = name if is_lost else None
+        self._is_constant = not carries
         loose: list[tuple[int, str, Fingerprint]] = []
         site = None
         for place, operand in enumerate(_numbers_and_tensors((args, dict(kwargs)))):
             if isinstance(operand, float):
-                loose.append((place, "a number from nowhere", (operand,)))
+                if id(operand) not in self._numbers:
+                    loose.append((place, "a number from nowhere", (operand,)))
                 continue
             if operand.requires_grad or not operand.is_floating_point() or id(operand) in self._own:
                 continue
@@ -116,8 +120,11 @@ class Origins:
     def ends(self, result: Any) -> None:
         """What an operation put out is of known origin.
 
-        But not if it depends on the input and has neither a rule nor a derivative.
+        But not if it depends on the input and has neither a rule nor a derivative. Nor are numbers
+        that were taken out of such a tensor; those of another are constants by their author's word.
         """
+        if self._is_constant:
+            self._numbers.update((id(x), x) for x in _floats_in(result))
         for tensor in tensors_in(result):
             if not tensor.is_floating_point() or tensor.requires_grad:
                 continue
@@ -132,7 +139,7 @@ class Origins:
 
     def stopped(self, result: Any) -> None:
         """So is what was computed without gradients."""
-        self._without_rule = None
+        self._without_rule, self._is_constant = None, True
         self.ends(result)
 
     def escapes(self, function: Any, reason: str) -> None:
@@ -143,6 +150,14 @@ def _takes_a_shape(target: Any) -> bool:
     """Whether a function makes a tensor like its operand, of other values: x.new_empty(3)."""
     name = getattr(target, "__name__", "")
     return name.startswith("new_") or name.endswith("_like")
+
+
+def _floats_in(value: Any) -> Iterator[float]:
+    if isinstance(value, float):
+        yield value
+    elif isinstance(value, tuple | list):
+        for item in value:
+            yield from _floats_in(item)
 
 
 def _numbers_and_tensors(value: Any) -> list[Any]:
@@ -156,8 +171,11 @@ def _numbers_and_tensors(value: Any) -> list[Any]:
 
 
 def _fingerprint(tensor: Tensor) -> Fingerprint:
-    """Two sums, which tell values apart and are the same for the same."""
-    if tensor.is_meta or not tensor.numel():
+    """Two sums, which tell values apart and are the same for the same.
+
+    Sparse tensors have none: what they are made of is compared.
+    """
+    if tensor.is_meta or tensor.layout is not torch.strided or not tensor.numel():
         return ()
     flat = tensor.detach().to(torch.float64).flatten().nan_to_num()
     weights = torch.linspace(1.0, 2.0, len(flat), dtype=torch.float64, device=flat.device)

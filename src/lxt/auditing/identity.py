@@ -75,7 +75,10 @@ def state_of(model: nn.Module) -> dict[str, Any]:
     for name, module in model.named_modules():
         state[f"attributes of {name!r}"] = frozenset(vars(module))
         state[f"class of {name!r}"] = type(module)
-        state[f"forward of {name!r}"] = vars(module).get("forward"), type(module).forward
+        state[f"forward of {name!r}"] = (
+            vars(module).get("forward"),
+            getattr(type(module), "forward", None),  # which scripted classes don't have
+        )
         hooks = (module._forward_hooks, module._forward_pre_hooks, module._backward_hooks)
         state[f"hooks of {name!r}"] = tuple(map(len, hooks))
         state[f"mode of {name!r}"] = module.training

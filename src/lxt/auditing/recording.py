@@ -27,7 +27,7 @@ def recorded(case: Case, composite: Composite) -> Record:
     """Run a case under a composite; operations without a rule hand back their own gradient.
 
     Raises:
-        InvalidModel: the output depends on nothing that is explained.
+        InvalidModel: the output depends on nothing that is explained, or is what is explained.
         UnknownOperation: an operation without a rule has no gradient of its own either.
 
     """
@@ -43,6 +43,11 @@ def recorded(case: Case, composite: Composite) -> Record:
         raise InvalidModel(
             f"what {type(case.model).__name__} put out does not depend on "
             f"{', '.join(run.leaves)} under {composite.name!r}: nothing can be explained"
+        )
+    if run.output.grad_fn is None:
+        raise InvalidModel(
+            f"{type(case.model).__name__} puts out {', '.join(run.leaves)} as it is: no operation "
+            "runs, and there is nothing to audit"
         )
     try:
         settlement = recorder.settle(run.output, run.seed, run.leaves)

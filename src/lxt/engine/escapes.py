@@ -7,6 +7,8 @@ after its rule was chosen. Each is noticed where it begins.
 
 What a model's author detaches is a constant, by their own word, and so are numbers read from it.
 But torch gives numpy no memory of a tensor that requires grad, so there `.detach()` says nothing.
+Nor does it where a tensor is written to: one that shares memory with it, detached or under
+`torch.no_grad()`, changes what relevance flows through, and autograd's graph doesn't know.
 """
 
 from __future__ import annotations
@@ -21,14 +23,14 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import (  # torch's own way to ask
     _get_current_dispatch_mode_stack as dispatch_modes,
 )
-from torch.utils.weak import WeakTensorKeyDictionary
+from torch.utils.weak import TensorWeakRef, WeakTensorKeyDictionary
 
 from lxt.composite import target_name
 from lxt.engine.callsite import describe_callsite
 from lxt.engine.opaque import tensors_in
 from lxt.errors import UnknownOperation
 
-__all__ = ["STOPS", "Escapes", "unseen_values"]
+__all__ = ["FUNCTION_APPLY", "STOPS", "Escapes", "unseen_values", "written_by"]
 
 
 def _existing(*names: str) -> Iterator[Any]:
@@ -60,6 +62,14 @@ _WAYS_OUT: dict[Any, str] = {
 }
 STOPS = frozenset((Tensor.detach, torch.detach, Tensor.data.__get__))  # pyright: ignore[reportAttributeAccessIssue]
 
+_SETS_DATA = Tensor.data.__set__  # pyright: ignore[reportAttributeAccessIssue]
+# These end as in-place operations do, and write no value.
+_WRITES_NOTHING = frozenset(("requires_grad_", "detach_", "share_memory_", "rename_"))
+_UNSEEN_WRITE = (
+    "it writes to a tensor that depends on the explained input, where no graph shows that: "
+    "write to a copy, .detach().clone(), or compute the value outside torch.no_grad()"
+)
+
 # Parts of torch whose subclasses and modes are what they seem; not so torch.nested, torch.masked.
 _TRUSTED = (
     *("torch.nn.", "torch.distributed.", "torch._subclasses.", "torch.utils."),
@@ -68,6 +78,9 @@ _TRUSTED = (
 
 # Detached tensors, and what was computed of them, for as long as they live.
 _stopped = WeakTensorKeyDictionary()
+
+# Detached tensors that are the very memory of one that carries relevance, with that one.
+_shared = WeakTensorKeyDictionary()
 
 
 class Escapes:
@@ -78,6 +91,10 @@ class Escapes:
 
     def before(self, func: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> str | None:
         """Why a call that is about to run hands values out of sight, if it does."""
+        if _shared.data and any(map(_is_shared, written_by(func, args, kwargs))):
+            return _UNSEEN_WRITE
+        if func == _SETS_DATA and args[0].requires_grad:
+            return _UNSEEN_WRITE
         if func not in _WAYS_OUT:
             return None
         if func in _MEMORY:
@@ -90,6 +107,18 @@ class Escapes:
             leaves = any(x.requires_grad for x in tensors_in((*args, *kwargs.values())))
         return _WAYS_OUT[func] if leaves and not _in_a_hook() else None
 
+    def before_without_graph(
+        self, func: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]
+    ) -> str | None:
+        """As `before`, where gradients are off: what is written there has no graph at all."""
+        written = any(x.requires_grad or _is_shared(x) for x in written_by(func, args, kwargs))
+        return _UNSEEN_WRITE if written and not _in_a_function() else None
+
+    def after_without_graph(self, func: Any, args: tuple[Any, ...], result: Any) -> None:
+        """Remember what shares its memory, where gradients are off."""
+        if func in STOPS:
+            _remember_shared(args[0], result)
+
     def after(
         self, func: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any], result: Any
     ) -> str | None:
@@ -97,6 +126,8 @@ class Escapes:
         if func in STOPS:
             if any(x.requires_grad or x in _stopped for x in (*args, *kwargs.values())):
                 _stopped[result] = None
+            if args:
+                _remember_shared(args[0], result)
             return None
         if not _stopped.data and not self._is_foreign_here(args, kwargs):
             return None
@@ -132,6 +163,37 @@ class Escapes:
             elif hasattr(cls, "__torch_function__") and _is_foreign(operand):
                 return True
         return False
+
+
+@functools.cache
+def _is_in_place(func: Any) -> bool:
+    """Whether a function writes to its first operand, by its name."""
+    name = getattr(func, "__name__", "")
+    if func == _SETS_DATA or name == "__setitem__":
+        return True
+    return name.endswith("_") and not name.endswith("__") and name not in _WRITES_NOTHING
+
+
+def written_by(func: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Iterator[Tensor]:
+    """The tensors that a call writes to."""
+    if _is_in_place(func) or kwargs.get("inplace"):
+        yield from tensors_in(args[:1] or tuple(kwargs.values())[:1])
+    if "out" in kwargs:
+        yield from tensors_in((kwargs["out"],))
+
+
+def _remember_shared(x: Tensor, result: Tensor) -> None:
+    """Remember that `result` is `x`, detached, if `x` carries relevance."""
+    if x.requires_grad:
+        _shared[result] = TensorWeakRef(x._base if x._is_view() else x)
+    elif _shared.data and x in _shared:
+        _shared[result] = _shared[x]
+
+
+def _is_shared(x: Tensor) -> bool:
+    """Whether `x` is the memory of a tensor that carries relevance and is still there."""
+    owner: Any = x._base if x._is_view() else x
+    return owner in _shared and _shared[owner]() is not None
 
 
 _PLAIN = frozenset((Tensor, nn.Parameter, int, float, bool, str, slice, type(None), torch.dtype))
@@ -177,6 +239,15 @@ def _in_a_hook() -> bool:
     return False
 
 
+def _in_a_function() -> bool:
+    """Whether an autograd Function's forward is running, which is noticed by its node."""
+    frame = sys._getframe(2)
+    while frame is not None and frame.f_code is not FUNCTION_APPLY:
+        frame = frame.f_back
+    return frame is not None
+
+
+FUNCTION_APPLY = torch.autograd.Function.apply.__func__.__code__
 _MODULE = nn.Module._call_impl.__code__.co_filename
 
 

@@ -14,10 +14,11 @@ from torch.overrides import TorchFunctionMode
 
 from lxt.composite import Rule, target_name
 from lxt.engine.checkpoint import reenter_checkpoint
-from lxt.engine.escapes import Escapes, unseen_values
+from lxt.engine.escapes import FUNCTION_APPLY, Escapes, unseen_values, written_by
 from lxt.engine.opaque import OpaqueOperations
 from lxt.engine.unknown import unknown_node, unknown_operation
 from lxt.errors import UnknownOperation
+from lxt.gradients import keep_operands
 from lxt.rules.elementary import Unfolded
 from lxt.rules.registry import Refusal
 from lxt.structure import Within
@@ -26,8 +27,6 @@ if TYPE_CHECKING:
     from lxt.propagation import Propagation
 
 __all__ = ["Observer", "RuleMode", "in_force", "is_inside", "outside_rules"]
-
-_FUNCTION_APPLY = torch.autograd.Function.apply.__func__.__code__
 
 
 class _InForce(threading.local):
@@ -98,18 +97,25 @@ class RuleMode(TorchFunctionMode):
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:
         kwargs = kwargs or {}
-        if self._suspensions or not torch.is_grad_enabled():
+        if self._suspensions:
+            return func(*args, **kwargs)
+        if not torch.is_grad_enabled():
+            self._require_sight(func, self._escapes.before_without_graph(func, args, kwargs))
             result = func(*args, **kwargs)
-            if self.propagation.observer is not None and not self._suspensions:
+            self._escapes.after_without_graph(func, args, result)
+            if self.propagation.observer is not None:
                 self.propagation.observer.stopped(result)
             return result
-        if sys._getframe(1).f_code is _FUNCTION_APPLY:
+        if sys._getframe(1).f_code is FUNCTION_APPLY:
             # torch itself, at work on a Function's result under a lock that `grad_fn` would take
             return func(*args, **kwargs)
         reenter_checkpoint(self.propagation.reenter)
         self._look_at(args, kwargs)
         try:
             self._require_sight(func, self._escapes.before(func, args, kwargs))
+            for x in written_by(func, args, kwargs):
+                if x.requires_grad:
+                    keep_operands(x)
             result = self._apply(func, args, kwargs)
             self._require_sight(func, self._escapes.after(func, args, kwargs, result))
             return result

@@ -58,7 +58,7 @@ class ConstantParameters:
                 if frozen.holders == 0:
                     del _frozen[id(frozen.parameter)]
                     frozen.parameter.requires_grad_(True)
-                current = module._parameters.get(name)
+                current = dict(module._parameters).get(name)  # scripted ones have no `get`
                 if current is None or current is frozen.parameter or id(current) in _frozen:
                     continue
                 if current.is_floating_point():

@@ -32,8 +32,9 @@ from lxt.engine.records import (
     Settlement,
 )
 from lxt.engine.zeroed import values_at_zero
+from lxt.rules.activation import Elementwise
 from lxt.rules.declared import declarations_of
-from lxt.rules.registry import Absorbs, family_of
+from lxt.rules.registry import REGISTRY, Absorbs, family_of
 
 __all__ = ["Recorder", "wide"]
 
@@ -65,6 +66,7 @@ class Recorder:
         self._values: dict[Edge, Tensor] = {}
         self._at_zero: dict[Edge, Tensor] = {}
         self._running: _Running | None = None
+        self._units: set[Any] = set()
         self._closed = False
         self._end = 0
         self._unseen: str | None = None
@@ -113,6 +115,9 @@ class Recorder:
             for t in (*tensors_in(args), *tensors_in(kwargs))
             if t.is_floating_point() and not t.requires_grad
         )
+        if len(carriers) == 1 and target not in self._units and _is_unit(rule, target):
+            self._units.add(target)
+            call.as_unit, call.arguments = operation, _kept((tuple(args), dict(kwargs)))
         at_zero = list(values_at_zero(operation, args, kwargs)) if carriers else []
         self._running = _Running(call, (tuple(args), dict(kwargs)), at_zero)
 
@@ -135,7 +140,7 @@ class Recorder:
         call = self._running.call
         if call.rule is not None:
             call.refusal = what
-        call.rule = None
+        call.rule = call.as_unit = None
         call.arguments = self._running.arguments
 
     def escapes(self, function: Any, reason: str) -> None:
@@ -321,6 +326,23 @@ class Recorder:
         part, value, gradient = (_parts(x) for x in (part, value, gradient))
         part = torch.where(value == 0, 0.0, part / torch.where(value == 0, 1.0, value))
         return _times(part, gradient)
+
+
+def _is_unit(rule: Rule | None, target: Any) -> bool:
+    """Whether a rule is for element-wise functions, and this library has not tried its target."""
+    entry = REGISTRY.get(target)
+    return isinstance(rule, Elementwise) and (entry is None or entry.rule is not rule)
+
+
+def _kept(value: Any) -> Any:
+    """Arguments with copies of their tensors, which may be written to later."""
+    if type(value) in (tuple, list):
+        return type(value)(map(_kept, value))
+    if type(value) is dict:
+        return {name: _kept(item) for name, item in value.items()}
+    if not isinstance(value, Tensor):
+        return value
+    return value.detach().clone().requires_grad_(value.requires_grad)
 
 
 def _declared(rule: Rule | None, target: Any) -> Absorbs | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -33,7 +34,9 @@ class Call:
         carries: whether its result does.
         operand: the first that carries relevance, without its values.
         constants: the shapes of the floating-point operands that don't.
-        arguments: what it was called with, kept where it has no rule.
+        arguments: what it was called with, kept where it has no rule, or `as_unit` is set.
+        as_unit: what runs, where its rule is one for element-wise functions and it is the first
+            call of its target; None otherwise.
         refusal: why its rule didn't take the call.
         absorbs: what its rule declares that it may keep; None if it declares nothing.
         rest: what its rule calls the relevance that it keeps; "" if it calls it nothing.
@@ -50,6 +53,7 @@ class Call:
     operand: Tensor = field(default_factory=lambda: torch.empty(0))
     constants: tuple[tuple[int, ...], ...] = ()
     arguments: tuple[tuple[Any, ...], dict[str, Any]] = ((), {})
+    as_unit: Callable[..., Any] | None = None
     refusal: str | None = None
     absorbs: Absorbs | None = None
     rest: str = ""

@@ -23,7 +23,7 @@ from lxt.rules import bilinear, constants, losses, normalization, powers, spectr
 from lxt.rules.activation import Elementwise
 from lxt.rules.attention import scaled_dot_product_attention, value_only_attention
 from lxt.rules.elementary import constant, passthrough
-from lxt.rules.exponential import EXPONENTIALS_WITHOUT_SOFTMAX
+from lxt.rules.exponential import EXPONENTIALS_WITHOUT_SOFTMAX, check_logarithm, log1p
 from lxt.rules.flex import flex_attention, value_only_flex_attention
 from lxt.rules.linear import lookup
 from lxt.rules.registry import REGISTRY, Family, Operation, as_family, in_place, spelled
@@ -113,6 +113,7 @@ class _Form:
             losses.classes: written.checked(losses.check_classes, explicit.epsilon(eps)),
             spectral.polar: compound.polar(eps),
             losses.mse_loss: compound.squared_difference(eps),
+            log1p: written.checked(check_logarithm, explicit.identity(eps, gates=False)),
             constants.inverse: constants.inverse,
             constants.norm: constants.norm,
             powers.power: written.checked(

@@ -14,12 +14,13 @@ from lxt.explicit.operations import Rule, identity, linearised
 from lxt.gradients import substitute
 from lxt.rules.activation import replaced
 from lxt.rules.elementary import constant
+from lxt.rules.exponential import check_logarithm
 from lxt.rules.registry import Family, Operation, as_family
 from lxt.rules.written import (
     exponential_over_slope,
     is_log_probability,
     is_probability,
-    refuse_sum_of_exponentials,
+    refuse_exponential_of_logsumexp,
     written_softmax,
 )
 
@@ -42,6 +43,7 @@ def exponential(eps: float, softmax_is_constant: bool = False) -> Family:
 
     def apply(operation: Operation, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         if not x.requires_grad or not is_log_probability(x):
+            refuse_exponential_of_logsumexp(x)
             return plain.function(operation, x, *args, **kwargs)
         if softmax_is_constant:
             return constant.function(operation, x, *args, **kwargs)
@@ -60,7 +62,7 @@ def logarithm(eps: float) -> Family:
 
     def apply(operation: Operation, x: Tensor) -> Tensor:
         if x.requires_grad:
-            refuse_sum_of_exponentials(x, "torch.logsumexp")
+            check_logarithm(x)
         linear = x.requires_grad and is_probability(x) and not is_checking()
 
         def share(v: Tensor) -> Tensor:

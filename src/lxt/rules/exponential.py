@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from lxt.gradients import carries_relevance
-from lxt.rules.activation import Elementwise, at_origin, replaced
+from lxt.rules.activation import Elementwise, at_origin, curve, replaced
 from lxt.rules.elementary import constant, passthrough
 from lxt.rules.registry import (
     Operation,
@@ -31,9 +31,21 @@ from lxt.rules.registry import (
     spelled,
     t,
 )
-from lxt.rules.written import is_log_probability, is_probability, refuse_sum_of_exponentials
+from lxt.rules.written import (
+    is_log_probability,
+    is_probability,
+    refuse_exponential,
+    refuse_exponential_of_logsumexp,
+    refuse_sum_of_exponentials,
+)
 
-__all__ = ["EXPONENTIALS_WITHOUT_SOFTMAX", "exponential", "logarithm"]
+__all__ = [
+    "EXPONENTIALS_WITHOUT_SOFTMAX",
+    "check_logarithm",
+    "exponential",
+    "log1p",
+    "logarithm",
+]
 
 SOURCE = "AttnLRP Eq. 9, Prop. 3.1"
 
@@ -65,6 +77,7 @@ def exponential(slope: Slope, *, of_probability: Slope | None) -> Elementwise:
 
     def apply(operation: Operation, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         if not carries_relevance(x) or not is_log_probability(x):
+            refuse_exponential_of_logsumexp(x)
             return replaced(slope, operation, x, args, kwargs, gates=False)
         if of_probability is None:
             return constant.function(operation, x, *args, **kwargs)
@@ -119,13 +132,23 @@ register(
 EXPONENTIALS_WITHOUT_SOFTMAX[Tensor.__rpow__] = exponential(rpow_slope, of_probability=None)
 
 
+def check_logarithm(x: Any) -> None:
+    """Refuse the logarithm of what is made of exponentials: together they are another function.
+
+    Raises:
+        Refusal: `x` is a sum of exponentials, or one of them, shifted or scaled at most.
+    """
+    refuse_sum_of_exponentials(x, "torch.logsumexp")
+    refuse_exponential(x, "torch.nn.functional.softplus, or torch.logsumexp for a sum")
+
+
 def logarithm(of_probability: Slope | None = None) -> Elementwise:
     """The rule of a logarithm, by its values; `of_probability` is the slope at a probability."""
 
     def apply(operation: Operation, x: Tensor) -> Tensor:
         if not carries_relevance(x):
             return operation(x)
-        refuse_sum_of_exponentials(x, "torch.logsumexp")
+        check_logarithm(x)
         slope = of_probability or (lambda v: derivative(operation, v))
         if not is_probability(x):
             slope = lambda v: operation(v) / v  # noqa: E731
@@ -147,6 +170,23 @@ for _name in ("log", "log2", "log10"):
     _rule, _samples = logarithm(), [sample(positive_t(3, 5))]
     register((_operation, *_others), _rule, source=SOURCE, samples=_samples)
     register(spelled(f"{_name}_"), in_place(_rule, _operation), source=SOURCE, samples=_samples)
+
+
+def _log1p(operation: Operation, x: Tensor) -> Tensor:
+    check_logarithm(x)
+    return curve.function(operation, x)
+
+
+log1p = Elementwise(_log1p, "log1p", gates=False)
+"""log(1 + x), by its secant; that of an exponential is a softplus, written out."""
+
+register(spelled("log1p"), log1p, source="AttnLRP Eq. 9", samples=[sample(positive_t(3, 5))])
+register(
+    spelled("log1p_"),
+    in_place(log1p, torch.log1p),
+    source="AttnLRP Eq. 9",
+    samples=[sample(positive_t(3, 5))],
+)
 
 
 @rule(*spelled("logit"), source=SOURCE, samples=[sample(positive_t(3, 5))])

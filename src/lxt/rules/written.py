@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from lxt.engine.nodes import kind_of
-from lxt.gradients import TRANSPARENT, carries_relevance, compute_dtype, curve_of
+from lxt.gradients import TRANSPARENT, carries_relevance, compute_dtype, curve_of, operand_of
 from lxt.rules.registry import Refusal
 
 __all__ = [
@@ -27,6 +27,7 @@ __all__ = [
     "is_log_probability",
     "is_probability",
     "refuse_exponential",
+    "refuse_exponential_of_logsumexp",
     "refuse_sum_of_exponentials",
     "softmax_quotient_gradient",
     "written_softmax",
@@ -43,6 +44,8 @@ _SUMS = frozenset(
 _SHIFTS = frozenset(
     f"{name}Backward0" for name in ("Add", "Sub", "Mul", "Div", "Maximum", "NanToNum", "Where")
 )
+_SHARES = frozenset({"_ScaleBackward"})  # a factor, among others
+_NEGATIONS = frozenset({"NegBackward0", "RsubBackward0", "RsubBackward1"})
 
 
 def _sources(node: Any) -> list[Any]:
@@ -54,7 +57,7 @@ def _sources(node: Any) -> list[Any]:
 
 def _is_exponential(node: Any) -> bool:
     curve = curve_of(node)
-    return curve is not None and curve.kind == "exponential"
+    return curve is not None and curve.kind in ("exponential", "exponential less 1")
 
 
 def _is_clamp(node: Any) -> bool:
@@ -63,7 +66,7 @@ def _is_clamp(node: Any) -> bool:
 
 
 def _summed_exponentials(x: Tensor) -> list[Any]:
-    """The nodes of exponentials whose sum `x` is, shifted, scaled or clamped at most."""
+    """The nodes of exponentials whose sum `x` is, shifted, scaled, weighted or clamped at most."""
     found, seen = [], set()
     waiting = [(x.grad_fn, False)]
     while waiting:
@@ -76,12 +79,9 @@ def _summed_exponentials(x: Tensor) -> list[Any]:
                 found.append(node)
             continue
         name = kind_of(node)
-        if name not in TRANSPARENT | _SUMS | _SHIFTS and not _is_clamp(node):
+        if name not in TRANSPARENT | _SUMS | _SHIFTS | _SHARES and not _is_clamp(node):
             continue
-        sources = _sources(node)
-        if name in ("MmBackward0", "BmmBackward0", "MvBackward0") and len(sources) > 1:
-            continue  # a product of two things, and no sum of one
-        waiting += [(source, summed or name in _SUMS) for source in sources]
+        waiting += [(source, summed or name in _SUMS) for source in _sources(node)]
     return found
 
 
@@ -122,7 +122,7 @@ def _pulled(g: Tensor, node: Any, end: Any) -> Tensor | None:
         if len(sources) != 1:
             return None
         if _is_clamp(node):
-            (x,) = node.saved_tensors
+            x = operand_of(node)
             g = g * (node.function(x) == x)
         elif hasattr(node, "leaves"):  # an explicit rule, around a graph of its own
             (g,) = torch.autograd.grad(node.output, node.leaves, g, retain_graph=True)
@@ -196,7 +196,9 @@ def _proven(
     if node is None:
         return None
     curve: Any = curve_of(node)
-    (logits,) = node.saved_tensors  # pyright: ignore[reportAttributeAccessIssue]
+    if curve.kind != "exponential":
+        return None
+    logits = operand_of(node)
     twins = [e for e in exponentials if e is node or _is_twin(e, node)]
     if len(twins) != len(exponentials) or logits.shape != numerator.shape:
         return None
@@ -215,7 +217,7 @@ def _proven(
 
 def _is_twin(a: Any, b: Any) -> bool:
     """Whether two exponentials are the same, computed twice."""
-    ((x,), (y,)) = (a.saved_tensors, b.saved_tensors)
+    x, y = operand_of(a), operand_of(b)
     return (
         curve_of(a) == curve_of(b)
         and x.shape == y.shape
@@ -262,6 +264,25 @@ def refuse_exponential(x: Any, instead: str) -> None:
     """
     if carries_relevance(x) and any(_is_exponential(node) for node in _chain(x)):
         raise Refusal(f"its operand is an exponential, as in a softmax: write {instead}")
+
+
+def refuse_exponential_of_logsumexp(x: Any) -> None:
+    """Refuse to make a sum of exponentials of its logarithm, which is half of a written softmax.
+
+    Raises:
+        Refusal: `x` is a logsumexp, negated, shifted, scaled or masked at most.
+    """
+    waiting, seen = [x.grad_fn] if carries_relevance(x) else [], set()
+    while waiting:
+        node = waiting.pop()
+        if node is None or node in seen:
+            continue
+        seen.add(node)
+        name = kind_of(node)
+        if name == "LogsumexpBackward0":
+            raise Refusal("its operand is a logsumexp, as in a softmax: write torch.softmax")
+        if name in TRANSPARENT | _SHIFTS | _NEGATIONS or _is_clamp(node):
+            waiting += _sources(node)
 
 
 def _chain(x: Tensor) -> Iterator[Any]:

@@ -12,12 +12,14 @@ import torch
 from torch import Tensor, nn
 
 from lxt.auditing.checks import same
+from lxt.auditing.elementwise import is_elementwise
 from lxt.auditing.ledger import Ledger
 from lxt.auditing.recording import recorded
 from lxt.composite import Composite, rule_name, target_name
 from lxt.composites import attnlrp
 from lxt.engine.recorder import wide
 from lxt.errors import CheckFailed, InvalidRule, LxtError
+from lxt.rules.activation import Elementwise
 from lxt.rules.declared import declarations_of
 from lxt.rules.registry import Absorbs, Sample
 from lxt.testing.one_call import OneCall, OneCallCase, floating, seed_for
@@ -47,6 +49,7 @@ def check_rule(
     - It hands on the relevance that it receives, but for what it may absorb.
     - Its gradients are those in float64 at the same values, up to rounding; they are the same for
       operands that lie otherwise in memory, and finite at 0.
+    - The operation is element-wise, if the rule is one for such functions.
     - It leaves its operands as they are, unless the operation writes to them, and once a backward
       pass is over it keeps nothing alive.
 
@@ -100,7 +103,7 @@ def _jobs(
             )
         table = composite | {target: rule}
         jobs += [
-            _Job(f"{name}, sample {number}", target, sample, kept, table)
+            _Job(f"{name}, sample {number}", target, sample, kept, table, rule)
             for number, sample in enumerate(calls, start=1)
         ]
     return jobs
@@ -123,6 +126,7 @@ class _Job:
     sample: Sample
     absorbs: Absorbs
     composite: Composite
+    rule: Any
 
     def problems(self) -> Iterator[str]:
         """What does not hold."""
@@ -140,6 +144,7 @@ class _Job:
             return
         try:
             yield from self._forward(dtypes)
+            yield from self._unit(dtypes[0])
             yield from self._writes(dtypes[0])
             yield from self._conservation(dtypes[0])
             yield from self._precision(dtypes)
@@ -211,6 +216,17 @@ class _Job:
                         f"{int((off > 0).sum())} of {off.numel()} elements differ, by up to "
                         f"{off.max():.3g}"
                     )
+
+    def _unit(self, dtype: torch.dtype) -> Iterator[str]:
+        model = self._model(dtype)
+        if (
+            isinstance(self.rule, Elementwise)
+            and is_elementwise(model, model.operands, {}) is False
+        ):
+            yield (
+                "the rule is for element-wise functions, and the operation is none: an element of "
+                "its result depends on others than the one in its place, or its shape is another"
+            )
 
     def _conservation(self, dtype: torch.dtype) -> Iterator[str]:
         if self.absorbs == "anything":

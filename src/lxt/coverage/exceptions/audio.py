@@ -75,8 +75,9 @@ TWEAKS: dict[str, Tweak] = {
     **_same(_CHANNELS_FIRST, "voxtral_realtime_encoder", "glmasr_encoder"),
     **_same(_VOCABULARY, "wav2vec2-bert", "wav2vec2-conformer"),
     "mimi": Tweak(
-        QUANTISED,
+        f"{QUANTISED}, in place of the untrained codebooks' zeros",
         config=_MIMI,
+        leaves={"embedding": lambda m: (m.size.batch, m.config.hidden_size, 4)},
         embedding="decoder.upsample.conv",
         kwargs={"input_values": lambda m: m.floats(*wave(m))},
     ),

@@ -61,6 +61,10 @@ _ASSISTANT: dict[str, Any] = {
 }
 
 TWEAKS: dict[str, Tweak] = {
+    "mra": Tweak(
+        "without its CUDA kernel its attention puts out zeros that require grad",
+        unbuildable=True,
+    ),
     "bamba": Tweak("its default has no attention layer", config={"attn_layer_indices": [1]}),
     "big_bird": Tweak(
         "short texts get full attention instead of blocks",
