@@ -190,7 +190,7 @@ UNSEEN_WRITES: dict[str, Callable[[Tensor], Any]] = {
     "no_grad part": written(lambda y, g: y[0].mul_(g[0])),
     "no_grad out": written(lambda y, g: torch.mul(g, g, out=y)),
     "no_grad .data": written(lambda y, g: y.data.mul_(g)),
-    "no_grad foreach": written(lambda y, g: torch._foreach_mul_([y], [g])),
+    "no_grad foreach": written(lambda y, g: torch._foreach_mul_([y], [g])),  # pyright: ignore[reportPrivateImportUsage]
     "detach mul_": written(lambda y, g: y.detach().mul_(g), graph=True),
     "detach of a part": written(lambda y, g: y[0].detach().mul_(g[0]), graph=True),
     "part of detach": written(lambda y, g: y.detach()[:, 1:].mul_(g[:, 1:]), graph=True),

@@ -261,7 +261,7 @@ ELEMENT_BY_ELEMENT: dict[str, tuple[Callable[[Tensor], Tensor], Callable[[Tensor
         torch.compile(lambda x: x.sigmoid() * x, backend="aot_eager"),
         lambda x: (x.sigmoid() + slopes("sigmoid", x) * x) / 2,
     ),
-    "torch._C._nn": (lambda x: torch._C._nn.gelu(x), lambda x: slopes("gelu", x)),
+    "torch._C._nn": (lambda x: torch._C._nn.gelu(x), lambda x: slopes("gelu", x)),  # pyright: ignore[reportAttributeAccessIssue]
     "torch._VF": (lambda x: torch._VF.tanh(x), lambda x: slopes("tanh", x)),  # pyright: ignore[reportAttributeAccessIssue]
 }
 
@@ -348,6 +348,22 @@ def test_an_operand_may_be_written_to_later(formulation: str, write: str) -> Non
         wanted = g / y.detach() * slope * values
     assert torch.equal(y, torch.sigmoid(values))
     assert_close(torch.autograd.grad(y, x, g)[0], wanted, 1e-6)
+
+
+def test_an_operand_may_be_written_to_later_within_a_checkpoint() -> None:
+    def body(x: Tensor) -> Tensor:
+        y = x * 1
+        gate = torch.sigmoid(y)
+        y.add_(1)
+        return gate + torch.sigmoid(y)
+
+    model = model_of(lambda _, x: checkpoint(body, x, use_reentrant=False))
+    x, g = operand(), upstream()
+    with attnlrp.context(model):
+        y = model(x)
+    values = x.detach()
+    wanted = g * (sigmoid_secant(values) + sigmoid_secant(values + 1))
+    assert_close(torch.autograd.grad(y, x, g)[0], wanted, 1e-14)
 
 
 def test_swish_in_place_is_a_product_of_two() -> None:

@@ -252,6 +252,20 @@ def test_a_unit_must_be_element_wise() -> None:
     lxt.testing.check_rule(lxt.rules.unit, F.elu, lxt.sample(leaf(3, 5), 0.5))
 
 
+@pytest.mark.parametrize(
+    ("operation", "sample", "message"),
+    [
+        (F.silu, leaf(3), r"torch\.Tensor is no sample call of torch\.nn\.functional\.silu: give"),
+        (F.silu, lxt.sample(), "has no arguments"),
+        (F.silu, lxt.sample(leaf(0, 3)), r"of the shape \[0, 3\], which has no elements"),
+        (nn.SiLU, lxt.sample(leaf(3)), r"give lxt\.sample\(SiLU\(…\), x\)"),
+    ],
+)
+def test_what_is_no_sample(operation: Any, sample: Any, message: str) -> None:
+    with pytest.raises(InvalidInput, match=message):
+        lxt.testing.check_rule(lxt.rules.unit, operation, sample)
+
+
 def test_a_sound_one_passes() -> None:
     lxt.testing.check_rule(secant, squared_gate, SAMPLE, lxt.sample(leaf(5)), absorbs="nothing")
 
@@ -290,6 +304,7 @@ FREE = {"softmax", "attention", "exponential", "gated", "constants", "losses"}
 
 BY_DESIGN = {
     "torch.nn.functional.glu",  # a half of its gate's value at 0
+    "torch.polar",  # what its cosine is at 0
     "torch.nn.functional.multi_head_attention_forward",  # softmax within
     *("torch.std_mean", "torch.var_mean"),  # the spread is a constant
 }

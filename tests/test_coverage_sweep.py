@@ -84,6 +84,13 @@ def test_the_command(tmp_path: Path) -> None:
     [
         (["lama"], "'lama' is no model type"),
         (["llama", "--hidden", "30"], "hidden=30"),
+        (["llama", "--hidden", "0"], "hidden=0"),
+        (["llama", "--tokens", "0"], "tokens=0"),
+        (["llama", "--layers", "-1"], "layers=-1"),
+        (["llama", "--heads", "0"], "heads=0"),
+        (["llama", "--batch", "0"], "batch=0"),
+        (["llama", "--jobs", "0"], "--jobs"),
+        (["llama", "--task", "cooking"], "there are causal LM"),
         (["llama", "--markdown", "/nowhere/at/all.md"], "/nowhere/at/all.md"),
     ],
 )
@@ -91,3 +98,12 @@ def test_mistakes_are_found_before_anything_runs(arguments: list[str], message: 
     result = CliRunner().invoke(app, arguments)
     assert result.exit_code == 2
     assert message in result.output + result.stderr
+
+
+def test_a_named_type_that_is_not_built_is_a_failure(monkeypatch: pytest.MonkeyPatch) -> None:
+    def nothing_built(names: list[str], size: Size, **options: object) -> list[Row]:
+        return [Row(name, "", "none", "not built", "no model class of its own") for name in names]
+
+    monkeypatch.setattr("lxt.coverage.__main__.sweep", nothing_built)
+    assert CliRunner().invoke(app, ["gpt2"]).exit_code == 1
+    assert CliRunner().invoke(app, ["--task", "causal LM"]).exit_code == 0

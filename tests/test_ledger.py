@@ -263,3 +263,52 @@ def test_only_the_rule_that_does_not_conserve_is_unexplained() -> None:
     assert account.rest == pytest.approx(-account.passed / 2)
     assert report.absorbed["unexplained"] == pytest.approx(account.rest)
     assert ledger.imbalance() <= 1e-10 * report.gross
+
+
+def test_a_write_into_the_view_that_a_linear_layer_puts_out() -> None:
+    layer = linear(3, 3)
+
+    def added(x: Tensor, f: nn.Module) -> Tensor:
+        y = f(x)
+        y += x
+        return y
+
+    x = random(2, 4, 3)
+    report = audited(Net(added, layer), x)
+    check(report, biases=8 * layer.bias.sum())
+    plain = audited(Net(lambda x, f: f(x) + x, layer), x)
+    assert report.relevance == pytest.approx(plain.relevance, rel=1e-12)
+
+
+WRITTEN_OUT: dict[str, Callable[[Tensor], Tensor]] = {
+    "sum": lambda e: e / e.sum(-1, keepdim=True),
+    "einsum": lambda e: e / torch.einsum("ij->i", e)[:, None],
+}
+
+
+@pytest.mark.parametrize("name", WRITTEN_OUT)
+def test_a_softmax_that_is_written_out(name: str) -> None:
+    layer, values = linear(3, 4, bias=False), random(4, 2, seed=9)
+    x = random(5, 3)
+    report = audited(Net(lambda x, f, v: WRITTEN_OUT[name](torch.exp(f(x))) @ v, layer, values), x)
+    whole = audited(Net(lambda x, f, v: torch.softmax(f(x), -1) @ v, layer, values), x)
+    assert report.relevance == pytest.approx(whole.relevance, rel=1e-9)
+    (quotient,) = (a for a in report.ledger.accounts if a.rest_absorber == SOFTMAX and a.call.rest)
+    (exp,) = (a for a in report.ledger.accounts if a.call.family == "exponential")
+    assert quotient.call.rule == "quotient"
+    # What a softmax keeps in one, two keep here: the quotient, and the 1 of each exponential.
+    assert quotient.rest + exp.constant == pytest.approx(whole.absorbed[SOFTMAX], rel=1e-9)
+    check(report, softmax=quotient.rest, other_constants=exp.constant)
+
+
+@pytest.mark.parametrize("composite", [lxt.attnlrp, lxt.cp_lrp], ids=lambda c: c.name)
+@pytest.mark.parametrize("name", WRITTEN_OUT)
+def test_a_softmax_that_is_written_out_beside_a_path(name: str, composite: lxt.Composite) -> None:
+    layer, values = linear(3, 4, bias=False), random(4, 3)
+    weights = WRITTEN_OUT[name]
+    model = Net(lambda x, f, v: x + weights(torch.exp(f(x))) @ v, layer, values)
+    report = audited(model, random(5, 3), composite)
+    assert report.ok, report.findings
+    kept = report.absorbed.get(SOFTMAX, 0.0)
+    assert (abs(kept) > 0.1) == (composite is lxt.attnlrp)  # in CP-LRP weights are constants
+    assert report.ledger.imbalance() <= 1e-10 * report.gross

@@ -60,6 +60,18 @@ WAYS = {
     "cast": lambda gate: gate.float().double(),
     "contiguous": lambda gate: gate.t().contiguous().t(),
 }
+AFFINE = {
+    "1 - gate": lambda gate: 1 - gate,
+    "1 + gate": lambda gate: 1 + gate,
+    "gate + 1": lambda gate: gate + 1,
+    "gate - a constant": lambda gate: gate - torch.linspace(0, 1, 4, dtype=gate.dtype),
+    "a constant - gate": lambda gate: torch.linspace(0, 1, 4, dtype=gate.dtype) - gate,
+    "rsub": lambda gate: torch.rsub(gate, 2),
+    "-gate": lambda gate: -gate,
+    "gate += 1": lambda gate: gate.clone().add_(1),
+    "2 * gate + 1": lambda gate: 2 * gate + 1,
+}
+WAYS |= AFFINE
 PRODUCTS = {
     "gate * x": lambda gate, x: gate * x,
     "x * gate": lambda gate, x: x * gate,
@@ -89,6 +101,16 @@ def test_cp_lrp_takes_a_gate_as_a_constant(non_linearity, multiply, way):
     assert_close(to_other, g[0] * gate, 1e-6 if way == "cast" else 1e-12)
 
 
+@pytest.mark.parametrize("shift", AFFINE)
+def test_explicit_cp_lrp_takes_a_shifted_gate_as_a_constant(shift):
+    call = Call.of(lambda x, y: AFFINE[shift](torch.sigmoid(x)) * y, sample(t(2, 4), t(2, 4)))
+    model, (g,) = Model(call, torch.float64), call.upstream()
+    outputs = model.under(EXPLICIT_CP_LRP)
+    to_gate, to_other = model.handed_back(outputs, [outputs[0].detach() * g])
+    assert not to_gate.any()
+    assert_close(to_other, outputs[0].detach() * g, 1e-12)
+
+
 @pytest.mark.parametrize("non_linearity", ["silu in place", "sigmoid_"])
 def test_cp_lrp_takes_a_gate_computed_in_place_as_a_constant(non_linearity):
     gate_of = {
@@ -112,6 +134,63 @@ def test_cp_lrp_halves_a_product_without_a_gate_and_of_two():
         for gradient, wanted in zip(received, halves, strict=True):
             assert gradient.any()
             assert_close(gradient, wanted, 1e-12)
+
+
+def test_cp_lrp_halves_a_product_with_a_gate_to_which_something_is_added():
+    for shift in (lambda gate, y: gate + y, lambda gate, y: y - gate):
+        call = Call.of(lambda x, y, s=shift: s(x.sigmoid(), y) * y, sample(t(2, 4), t(2, 4)))
+        model, attn = Model(call, torch.float64), Model(call, torch.float64)
+        g = call.upstream()
+        received = model.handed_back(model.under(cp_lrp), g)
+        halves = attn.handed_back(attn.under(attnlrp), g)
+        for gradient, wanted in zip(received, halves, strict=True):
+            assert gradient.any()
+            assert_close(gradient, wanted, 1e-12)
+
+
+# Products of matrices [2, 3, 4] and [2, 4, 3], as they can be written.
+MATRIX_PRODUCTS = {
+    "@": lambda a, b: a @ b,
+    "torch.matmul": torch.matmul,
+    "bmm": torch.bmm,
+    "mm": lambda a, b: torch.stack([torch.mm(*pair) for pair in zip(a, b, strict=True)]),
+    "einsum": lambda a, b: torch.einsum("bij,bjk->bik", a, b),
+    "baddbmm": lambda a, b: torch.baddbmm(torch.zeros(2, 3, 3, dtype=a.dtype), a, b),
+    "addmm": lambda a, b: torch.stack(
+        [torch.addmm(torch.zeros(3, 3, dtype=a.dtype), *p) for p in zip(a, b, strict=True)]
+    ),
+}
+
+
+@pytest.mark.parametrize("name", MATRIX_PRODUCTS)
+@pytest.mark.parametrize("composite", [cp_lrp, EXPLICIT_CP_LRP], ids=["gradient", "explicit"])
+def test_cp_lrp_takes_a_matrix_of_gates_as_a_constant(name, composite):
+    by = MATRIX_PRODUCTS[name]
+    call = Call.of(lambda x, y: by(torch.sigmoid(x), y), sample(t(2, 3, 4), t(2, 4, 3)))
+    x, values = call.tensors
+    gates = torch.sigmoid(x)
+    model, (g,) = Model(call, torch.float64), call.upstream()
+    outputs = model.under(composite)
+    explicit = composite is EXPLICIT_CP_LRP
+    to_gates, to_values = model.handed_back(outputs, [outputs[0].detach() * g if explicit else g])
+    wanted = torch.zeros_like(values)
+    for b, i, j, k in itertools.product(range(2), range(3), range(4), range(3)):
+        wanted[b, j, k] += gates[b, i, j] * g[b, i, k]
+    assert not to_gates.any()
+    assert_close(to_values, wanted * values if explicit else wanted, 1e-8 if explicit else 1e-12)
+
+
+@pytest.mark.parametrize("name", MATRIX_PRODUCTS)
+def test_cp_lrp_halves_a_matrix_product_of_two_gates(name):
+    by = MATRIX_PRODUCTS[name]
+    call = Call.of(lambda x, y: by(torch.sigmoid(x), F.silu(y)), sample(t(2, 3, 4), t(2, 4, 3)))
+    g = call.upstream()
+    model, attn = Model(call, torch.float64), Model(call, torch.float64)
+    received = model.handed_back(model.under(cp_lrp), g)
+    halves = attn.handed_back(attn.under(attnlrp), g)
+    for gradient, wanted in zip(received, halves, strict=True):
+        assert gradient.any()
+        assert_close(gradient, wanted, 1e-12)
 
 
 # How a router that scores by a sigmoid makes weights [2, 2] of its scores [2, 4].

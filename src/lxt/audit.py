@@ -171,6 +171,8 @@ def _report(case: Case, composite: Composite, tokenizer: Any, progress: Progress
     precise = None
     if checks.narrowest(model) is torch.float64:
         skipped.append("float64: the model is in float64")
+    elif not any(p.is_floating_point() for p in model.parameters()):
+        skipped.append("float64: the model has no weights")
     elif not fits_in_float64(model, FLOAT64_LIMIT):
         skipped.append(f"float64: a copy would take more than {FLOAT64_LIMIT // 2**30} GiB")
     else:

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
-from weakref import WeakSet
+from weakref import WeakSet, WeakValueDictionary
 
 import torch
 from torch import Tensor
@@ -117,7 +117,7 @@ def keep_operands(x: Tensor) -> None:
 
     Autograd's own derivative may be one of the output, which stays as it is; a secant never is.
     """
-    for node in _secants.pop(x.untyped_storage().data_ptr(), ()):
+    for node in _secants.pop(x.untyped_storage().data_ptr(), None) or ():
         node.kept = node.saved_tensors[0].clone()
 
 
@@ -217,21 +217,19 @@ class _Surrogate(Function):
         )
 
 
-# The secants that keep an operand, by the address of its memory, which lives as long as they do.
-_secants: dict[int, WeakSet[Any]] = {}
+# The secants that keep an operand, by the address of its memory, which lives as long as they do:
+# each holds on to the set that it is in.
+_secants: WeakValueDictionary[int, WeakSet[Any]] = WeakValueDictionary()
 
 
 def _remember(node: Any, x: Tensor) -> None:
-    """Remember where the operand of a secant is, unless something else keeps it, a checkpoint."""
-    if torch._C._autograd._top_saved_tensors_default_hooks(True) is not None:  # pyright: ignore[reportAttributeAccessIssue]
-        return
-    address = x.untyped_storage().data_ptr()
-    nodes = _secants.get(address)
-    if nodes is None:
-        nodes = _secants[address] = WeakSet()
-        for gone in [key for key, others in _secants.items() if not others and others is not nodes]:
-            del _secants[gone]
-    nodes.add(node)
+    node.neighbours = _secants.setdefault(x.untyped_storage().data_ptr(), WeakSet())
+    node.neighbours.add(node)
+
+
+def _is_kept_elsewhere() -> bool:
+    """Whether what is saved for the backward pass goes to somebody's hook, as a checkpoint's."""
+    return torch._C._autograd._top_saved_tensors_default_hooks(True) is not None  # pyright: ignore[reportAttributeAccessIssue]
 
 
 class _Secant(Function):
@@ -239,7 +237,8 @@ class _Secant(Function):
     def forward(
         ctx: Any, x: Tensor, operation: Callable[[Tensor], Tensor], slope: Slope, curve: Curve
     ) -> Tensor:
-        ctx.save_for_backward(x)
+        elsewhere = _is_kept_elsewhere()  # where nothing tells that it was written to
+        ctx.save_for_backward(x.clone() if elsewhere else x)
         ctx.slope = slope
         ctx.function = operation
         ctx.curve = curve
@@ -248,7 +247,8 @@ class _Secant(Function):
         y = operation(x)
         if x._version != version:
             raise RuntimeError("an element-wise unit wrote to its own operand in place")
-        _remember(ctx, x)
+        if not elsewhere:
+            _remember(ctx, x)
         return y
 
     @staticmethod
@@ -262,18 +262,25 @@ class _Secant(Function):
 # Those that pick some of the values, as a router picks its experts'.
 _PICKS = frozenset(("GatherBackward0", "TopkBackward0", "SortBackward0", "SortBackward1"))
 
-_PRODUCT, _QUOTIENT = "MulBackward0", "DivBackward0"
+# A gate and a constant make a gate; two operands that carry relevance don't.
+_AFFINE = frozenset(
+    f"{name}Backward{number}" for name in ("Mul", "Add", "Sub", "Rsub", "Neg") for number in (0, 1)
+)
+_QUOTIENT = "DivBackward0"
 
 
 def is_gate(x: Tensor) -> bool:
-    """Whether `x` came straight out of a non-linearity: moved, picked, masked, scaled at most."""
+    """Whether `x` came straight out of a non-linearity: moved, picked, masked, scaled at most.
+
+    So is what a constant is added to, or what it is taken from, as in 1 - g.
+    """
     node, output = x.grad_fn, x.output_nr
     while node is not None:
         sources = [source for source in node.next_functions if source[0] is not None]
         kind = kind_of(node)
         if hands_on(node):
             sources = [node.next_functions[output]]
-        elif kind == _PRODUCT:
+        elif kind in _AFFINE:
             if len(sources) > 1:
                 return False
         elif kind == _QUOTIENT:

@@ -152,7 +152,7 @@ def soundness(
 
 
 def explosion(ledger: Ledger, precise: Agreement | None) -> list[Finding]:
-    """Whether relevance grows beyond its digits; not where float64 shows that it comes out right."""
+    """Whether relevance grows beyond its digits, unless float64 shows that it comes out right."""
     if not math.isfinite(ledger.gross) or not math.isfinite(ledger.target):
         return []
     if (
@@ -215,8 +215,8 @@ def hidden(case: Case, composite: Composite) -> list[Finding]:
             "hidden dependence",
             f"operand {h.operand + 1} of {h.operation} is {h.what}, and changes with the input, "
             f"so that relevance through it is lost {where(h.callsite)}",
-            "write what makes it with torch functions, of x.detach() if it is to be a constant, or as "
-            "a module with a rule: composite | {MyModule: my_rule}",
+            "write what makes it with torch functions, of x.detach() if it is to be a constant, or "
+            "as a module with a rule: composite | {MyModule: my_rule}",
         )
         for h in reports.values()
     ]

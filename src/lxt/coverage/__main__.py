@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from lxt import errors
-from lxt.coverage.catalogue import NO_MODEL, model_type, model_types
+from lxt.coverage.catalogue import NO_MODEL, ModelType, model_type, model_types
 from lxt.coverage.size import Size
 from lxt.coverage.sweep import Limits, sweep
 from lxt.coverage.table import as_document, as_json, as_markdown
@@ -35,7 +35,7 @@ def main(
     tokens: Annotated[int, typer.Option(help="Length of the input.")] = _SIZE.tokens,
     batch: Annotated[int, typer.Option(help="Number of rows.")] = _SIZE.batch,
     seed: Annotated[int, typer.Option(help="What weights and inputs follow from.")] = _SIZE.seed,
-    jobs: Annotated[int, typer.Option(help="Processes at once.")] = os.cpu_count() or 1,
+    jobs: Annotated[int, typer.Option(min=1, help="Processes at once.")] = os.cpu_count() or 1,
     seconds: Annotated[float, typer.Option(help="Time that a type may take.")] = Limits.seconds,
     gibibytes: Annotated[
         float, typer.Option(help="Memory that a type may take.")
@@ -45,7 +45,10 @@ def main(
         Path | None, typer.Option("--json", help="Write everything that was found here.")
     ] = None,
 ) -> None:
-    """Check lxt on tiny random models of transformers' types. Exits with 1 if one fails."""
+    """Check lxt on tiny random models of transformers' types.
+
+    Exits with 1 if one fails, or is named and can't be built; with 2 if nothing can be checked.
+    """
     from rich.console import Console
     from rich.progress import track
 
@@ -56,10 +59,11 @@ def main(
         )
         for path in filter(None, (markdown, json_path)):
             check_writable(path)
+        if task is not None:
+            chosen = _of_task(chosen, task)
     except (errors.LxtError, ValueError) as error:
         typer.secho(f"error: {error}", fg=typer.colors.RED, err=True)
         raise typer.Exit(2) from None
-    chosen = [row for row in chosen if task is None or task in row.task]
     limits = Limits(seconds, gibibytes)
     console = Console(stderr=True)
     rows = []
@@ -79,8 +83,17 @@ def main(
         command = "python -m lxt.coverage --markdown docs/coverage.md --json docs/coverage.json"
         markdown.write_text(as_markdown(document, command), encoding="utf-8")
     typer.echo(", ".join(f"{count} {status}" for status, count in document["counts"].items()))
-    if document["counts"].get("failed"):
+    wanting = {"failed", "not built"} if names else {"failed"}
+    if any(row.status in wanting for row in rows):
         raise typer.Exit(1)
+
+
+def _of_task(rows: list[ModelType], task: str) -> list[ModelType]:
+    chosen = [row for row in rows if task in row.task]
+    if not chosen:
+        tasks = ", ".join(sorted({row.task for row in rows}))
+        raise ValueError(f"no type has a task that contains {task!r}: there are {tasks}")
+    return chosen
 
 
 if __name__ == "__main__":

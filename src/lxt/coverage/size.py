@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 
 @dataclass(frozen=True)
@@ -41,6 +41,12 @@ class Size:
     seed: int = 0
 
     def __post_init__(self) -> None:
+        for field in fields(self):
+            value, least = getattr(self, field.name), 0 if field.name == "seed" else 1
+            if isinstance(value, bool) or not isinstance(value, int) or value < least:
+                raise ValueError(
+                    f"{field.name}={value!r} must be a whole number of at least {least}"
+                )
         if self.hidden % (8 * self.heads):
             raise ValueError(
                 f"hidden={self.hidden} must be a multiple of 8 times heads={self.heads}, for "

@@ -182,17 +182,22 @@ def written_by(func: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> I
         yield from tensors_in((kwargs["out"],))
 
 
+def _owner(x: Tensor) -> Tensor:
+    """The tensor that `x` is a view of, or `x` itself."""
+    return x if x._base is None else x._base
+
+
 def _remember_shared(x: Tensor, result: Tensor) -> None:
     """Remember that `result` is `x`, detached, if `x` carries relevance."""
     if x.requires_grad:
-        _shared[result] = TensorWeakRef(x._base if x._is_view() else x)
+        _shared[result] = TensorWeakRef(_owner(x))
     elif _shared.data and x in _shared:
         _shared[result] = _shared[x]
 
 
 def _is_shared(x: Tensor) -> bool:
     """Whether `x` is the memory of a tensor that carries relevance and is still there."""
-    owner: Any = x._base if x._is_view() else x
+    owner = _owner(x)
     return owner in _shared and _shared[owner]() is not None
 
 

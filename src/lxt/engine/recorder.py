@@ -30,6 +30,7 @@ from lxt.engine.records import (
     Escape,
     Flow,
     Settlement,
+    kept,
 )
 from lxt.engine.zeroed import values_at_zero
 from lxt.rules.activation import Elementwise
@@ -117,7 +118,7 @@ class Recorder:
         )
         if len(carriers) == 1 and target not in self._units and _is_unit(rule, target):
             self._units.add(target)
-            call.as_unit, call.arguments = operation, _kept((tuple(args), dict(kwargs)))
+            call.as_unit, call.arguments = operation, kept((tuple(args), dict(kwargs)))
         at_zero = list(values_at_zero(operation, args, kwargs)) if carriers else []
         self._running = _Running(call, (tuple(args), dict(kwargs)), at_zero)
 
@@ -332,17 +333,6 @@ def _is_unit(rule: Rule | None, target: Any) -> bool:
     """Whether a rule is for element-wise functions, and this library has not tried its target."""
     entry = REGISTRY.get(target)
     return isinstance(rule, Elementwise) and (entry is None or entry.rule is not rule)
-
-
-def _kept(value: Any) -> Any:
-    """Arguments with copies of their tensors, which may be written to later."""
-    if type(value) in (tuple, list):
-        return type(value)(map(_kept, value))
-    if type(value) is dict:
-        return {name: _kept(item) for name, item in value.items()}
-    if not isinstance(value, Tensor):
-        return value
-    return value.detach().clone().requires_grad_(value.requires_grad)
 
 
 def _declared(rule: Rule | None, target: Any) -> Absorbs | None:

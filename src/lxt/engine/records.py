@@ -12,7 +12,7 @@ from torch import Tensor
 from lxt.engine.callsite import Callsite
 from lxt.rules.registry import Absorbs
 
-__all__ = ["HANDED_ON", "INPUT", "TARGET", "UNSEEN", "Call", "Escape", "Flow", "Settlement"]
+__all__ = ["HANDED_ON", "INPUT", "TARGET", "UNSEEN", "Call", "Escape", "Flow", "Settlement", "kept"]
 
 INPUT, TARGET = -1, -2
 """Who hands relevance on or gets it where it is no call: what is explained, and by what."""
@@ -107,3 +107,14 @@ class Settlement:
     relevance_gross: float
     gradients: list[Tensor]
     target: float
+
+
+def kept(value: Any) -> Any:
+    """Arguments with copies of their tensors, which may be written to later."""
+    if type(value) in (tuple, list):
+        return type(value)(map(kept, value))
+    if type(value) is dict:
+        return {name: kept(item) for name, item in value.items()}
+    if not isinstance(value, Tensor):
+        return value
+    return value.detach().clone().requires_grad_(value.requires_grad)

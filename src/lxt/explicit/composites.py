@@ -147,6 +147,8 @@ class _Form:
                 bilinear.product: elements,
                 bilinear.gated_product: explicit.gated(elements),
             }
+        for operation in bilinear.MATRIX_PRODUCTS:
+            self.by_operation[operation] = {bilinear.gated_product: explicit.gated(product)}
 
     def of(self, target: Target, rule: Rule) -> Rule:
         """The explicit form of the rule of a target."""

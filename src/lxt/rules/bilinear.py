@@ -142,6 +142,7 @@ rule(*ELEMENTWISE, source=PRODUCT, samples=_products)(product)
 rule(*IN_PLACE, source=PRODUCT, samples=_products)(in_place(product, torch.mul))
 _matrix_products = [sample(matrix, other), sample(matrix, constant_matrix)]
 _complex_matrices = sample(complex_t(2, 3), complex_t(3, 4))
+MATRIX_PRODUCTS = (*spelled("matmul", "mm", "bmm"), torch.Tensor.__rmatmul__)
 rule(*spelled("matmul", "mm"), source=PRODUCT, samples=[*_matrix_products, _complex_matrices])(
     product
 )
@@ -254,10 +255,14 @@ rule(*spelled("addcmul", "addcmul_"), source=PRODUCT, samples=[sample(t(2, 3), x
 )
 
 
+SUMS_WITH_PRODUCTS = tuple(
+    spelled("addcmul", "addcmul_", "addmm", "addmm_", "baddbmm", "baddbmm_", "addbmm")
+)
 GATED_PRODUCTS: dict[Operation, Any] = {
     **dict.fromkeys(ELEMENTWISE, gated_product),
     **dict.fromkeys(IN_PLACE, in_place(gated_product, torch.mul)),
-    **dict.fromkeys(spelled("addcmul", "addcmul_"), sum_with_gated_product),
+    **dict.fromkeys(MATRIX_PRODUCTS, gated_product),
+    **dict.fromkeys(SUMS_WITH_PRODUCTS, sum_with_gated_product),
     torch.einsum: gated_einsum,
 }
 """The products in which CP-LRP takes a gate as a constant."""

@@ -11,10 +11,11 @@ import torch
 from torch import Tensor, nn
 
 from lxt.engine.opaque import tensors_in
+from lxt.errors import InvalidInput
 from lxt.passes import Change, Pass
 from lxt.rules.registry import Sample
 
-__all__ = ["Arrange", "OneCall", "OneCallCase", "floating", "seed_for"]
+__all__ = ["Arrange", "OneCall", "OneCallCase", "floating", "require_sample", "seed_for"]
 
 Arrange = Callable[[Tensor], Tensor]
 """Lays an operand out in another way in memory."""
@@ -146,3 +147,32 @@ def _mapped(value: Any, function: Callable[[Any], Any]) -> Any:
     if isinstance(value, Mapping):
         return {name: _mapped(item, function) for name, item in value.items()}
     return function(value)
+
+
+def require_sample(sample: Any, target: Any, name: str) -> None:
+    """Refuse what is no call of an operation."""
+    if not isinstance(sample, Sample):
+        raise InvalidInput(
+            f"{_type_of(sample)} is no sample call of {name}: give lxt.sample(x), x a tensor that "
+            "requires grad"
+        )
+    if not sample.args and not sample.kwargs:
+        raise InvalidInput(
+            f"a sample call of {name} has no arguments: give lxt.sample(x), x a tensor that "
+            "requires grad"
+        )
+    if isinstance(target, type) and not isinstance(next(iter(sample.args), None), target):
+        raise InvalidInput(
+            f"{name} is a class of modules, and a sample call of it begins with an instance: give "
+            f"lxt.sample({name}(…), x)"
+        )
+    for tensor in tensors_in([*sample.args, *sample.kwargs.values()]):
+        if tensor.requires_grad and not tensor.numel():
+            raise InvalidInput(
+                f"a sample call of {name} has an operand of the shape {list(tensor.shape)}, which "
+                "has no elements: there is nothing to check"
+            )
+
+
+def _type_of(value: Any) -> str:
+    return f"{type(value).__module__}.{type(value).__qualname__}"

@@ -22,7 +22,7 @@ from lxt.errors import CheckFailed, InvalidRule, LxtError
 from lxt.rules.activation import Elementwise
 from lxt.rules.declared import declarations_of
 from lxt.rules.registry import Absorbs, Sample
-from lxt.testing.one_call import OneCall, OneCallCase, floating, seed_for
+from lxt.testing.one_call import OneCall, OneCallCase, floating, require_sample, seed_for
 
 __all__ = ["check_rule"]
 
@@ -64,6 +64,7 @@ def check_rule(
     Raises:
         CheckFailed: something does not hold; the message says what, with numbers.
         InvalidRule: it is not said what to check, or a sample has nothing that carries relevance.
+        InvalidInput: what stands for a sample is none, or it has no arguments or elements.
 
     """
     problems = []
@@ -101,6 +102,8 @@ def _jobs(
                 f"there is no sample call of {name}: give lxt.sample(x), x a tensor that requires "
                 "grad"
             )
+        for call in calls:
+            require_sample(call, target, name)
         table = composite | {target: rule}
         jobs += [
             _Job(f"{name}, sample {number}", target, sample, kept, table, rule)
