@@ -70,6 +70,11 @@ def divided(x: Tensor, by: Callable[[Tensor], Tensor]) -> Tensor:
     return e / by(e)
 
 
+def divided_turned(e: Tensor) -> Tensor:
+    turned = e.T
+    return (turned / turned.sum(0, keepdim=True)).T
+
+
 # What it stands for: weights over which mask, with which base, plus what, clamped to what.
 Softmax = Callable[[Tensor], Tensor]
 SOFTMAXES: dict[str, tuple[Softmax, dict[str, Any]]] = {
@@ -107,6 +112,9 @@ SOFTMAXES: dict[str, tuple[Softmax, dict[str, Any]]] = {
         lambda x: divided(x.T.contiguous(), lambda e: e.sum(0)).T,
         {},
     ),
+    "turned after": (lambda x: divided_turned(torch.exp(x)), {}),
+    "masked and turned": (lambda x: divided_turned(torch.exp(x) * MASK), {"mask": MASK}),
+    "turned, of base 2": (lambda x: divided_turned(torch.exp2(x)), {"base": 2.0}),
     "of base 2": (lambda x: over_sum(torch.exp2(x)), {"base": 2.0}),
     "of base 3": (lambda x: over_sum(3.0**x), {"base": 3.0}),
     "logsumexp": (lambda x: torch.exp(x - torch.logsumexp(x, -1, keepdim=True)), {}),

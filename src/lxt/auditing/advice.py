@@ -116,8 +116,11 @@ def module_behind(model: nn.Module, node: str) -> nn.Module | None:
         if cls in seen:
             continue
         seen.add(cls)
+        forward = getattr(cls, "forward", None)
+        if forward is None:  # a scripted module's class
+            continue
         try:
-            source = inspect.getsource(getattr(cls, "forward", None))
+            source = inspect.getsource(forward)
         except (OSError, TypeError):
             continue
         if f"{node}.apply" in source:

@@ -34,6 +34,7 @@ __all__ = [
 ]
 
 _COPY = "torch::autograd::CopyBackwards"
+_TURNS = frozenset(("TBackward0", "TransposeBackward0", "TransposeBackward1", "PermuteBackward0"))
 _IDENTITIES = frozenset({"CloneBackward0", "ToCopyBackward0", "AliasBackward0", _COPY})
 _SOFTMAXES = frozenset({"SoftmaxBackward0", "softmax_fnBackward"})
 _SUMS = frozenset(
@@ -184,21 +185,23 @@ _RESEMBLES = (
 def _proven(
     numerator: Tensor, denominator: Tensor, exponentials: list[Any]
 ) -> WrittenSoftmax | None:
-    node, candidates = numerator.grad_fn, []
-    while node is not None:  # back to the exponential, over masks at most
+    node, candidates, turned = numerator.grad_fn, [], False
+    while node is not None:  # back to the exponential, over masks and transpositions at most
         if all(kind_of(n) in _IDENTITIES for n in candidates):
             candidates.append(node)
         if _is_exponential(node):
             break
         name, sources = kind_of(node), _sources(node)
         masks = name.startswith(("MaskedFill", "Where", "Mul")) or name in _IDENTITIES
-        node = sources[0] if masks and len(sources) == 1 else None
+        turned |= name in _TURNS
+        node = sources[0] if (masks or name in _TURNS) and len(sources) == 1 else None
     if node is None:
         return None
     curve: Any = curve_of(node)
     if curve.kind != "exponential":
         return None
-    logits = operand_of(node)
+    # Turned as the numerator is; where that is 0 by a mask or underflow, nothing flows.
+    logits = numerator.detach().log() / curve.log_base if turned else operand_of(node)
     twins = [e for e in exponentials if e is node or _is_twin(e, node)]
     if len(twins) != len(exponentials) or logits.shape != numerator.shape:
         return None

@@ -55,6 +55,10 @@ _IMAGE_TOKEN: dict[str, Any] = {
 }
 
 TWEAKS: dict[str, Tweak] = {
+    "videoprism": Tweak(
+        "its logits are probabilities, constants under CP-LRP",
+        output="video_embeds",
+    ),
     "aria": Tweak(
         "queries follow from the number of patches",
         config={"projector_patch_to_query_dict": lambda size: {(size.image // size.patch) ** 2: 4}},
