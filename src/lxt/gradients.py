@@ -6,6 +6,7 @@ Every function here returns the forward value that the model would have computed
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 from weakref import WeakSet, WeakValueDictionary
@@ -19,7 +20,6 @@ from lxt.engine.nodes import TRANSPARENT, hands_on, kind_of
 __all__ = [
     "TRANSPARENT",
     "Curve",
-    "before_overwriting",
     "carries_relevance",
     "compute_dtype",
     "curve_of",
@@ -118,21 +118,8 @@ def keep_operands(x: Tensor) -> None:
     Autograd's own derivative may be one of the output, which stays as it is; a secant never is.
     """
     for node in _secants.pop(x.untyped_storage().data_ptr(), None) or ():
-        node.kept = node.saved_tensors[0].clone()
-
-
-def before_overwriting(x: Tensor, operand: Any) -> Any:
-    """`operand`; where `secant` made it of `x` itself, as in x *= σ(x), made of a copy instead.
-
-    For `x` is about to be overwritten, and the slope is taken from it in the backward pass.
-    """
-    node: Any = operand.grad_fn if isinstance(operand, Tensor) else None
-    if not isinstance(node, _Secant._backward_cls):  # pyright: ignore[reportAttributeAccessIssue]
-        return operand
-    kept = operand_of(node)
-    if kept.data_ptr() != x.data_ptr() or kept.shape != x.shape or kept.stride() != x.stride():
-        return operand
-    return secant(x.clone(), node.function, node.slope, node.curve)
+        with suppress(RuntimeError):  # of an earlier graph, freed since, whose memory was here
+            node.kept = node.saved_tensors[0].clone()
 
 
 def surrogate(

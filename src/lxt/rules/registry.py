@@ -19,8 +19,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lxt.gradients import before_overwriting
-
 Operation = Callable[..., Any]
 
 Absorbs = Literal["nothing", "values at 0", "anything"]
@@ -226,7 +224,6 @@ def in_place(rule: Family, operation: Operation) -> Family:
     """
 
     def write_back(_: Operation, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        args = tuple(before_overwriting(x, operand) for operand in args)
         y = rule.function(operation, copied(x), *args, **kwargs)
         x.copy_(y)
         return x if y.requires_grad else made_constant(x)
