@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 import time
 import warnings
 from contextlib import AbstractContextManager, nullcontext
@@ -105,6 +106,9 @@ def _fail(row: Row, error: Exception) -> None:
     lines = str(error).strip().splitlines() or [""]
     told = lines[: 3 if isinstance(error, UnknownOperation) else 1]
     reason = f"{type(error).__name__}: {' '.join(line.strip() for line in told)}"
+    reason = re.sub(
+        r"(?:/[^/\s]+)+/([^/\s]+\.py)", r"\1", reason
+    )  # whose machine it was is no matter
     row.reason = f"{row.reason}; {reason}" if row.reason else reason
 
 
