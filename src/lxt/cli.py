@@ -37,6 +37,19 @@ app = typer.Typer(
 )
 
 
+# Options that the commands share.
+_Composite = Annotated[str, typer.Option(help="The rules: attnlrp, cp_lrp or gradient.")]
+_Json = Annotated[
+    str | None, typer.Option(metavar="PATH", help="Write it as JSON; - prints nothing else.")
+]
+_Device = Annotated[
+    str | None, typer.Option(help="cpu, cuda, cuda:1, mps, … Default: a GPU if there is one.")
+]
+_Dtype = Annotated[
+    str | None, typer.Option(help="float32, bfloat16 or float16. Default: float32 on a CPU.")
+]
+
+
 def _print_version(wanted: bool) -> None:
     if wanted:
         typer.echo(f"lxt {__version__}")
@@ -85,25 +98,17 @@ def explain(
             help="Explain why the target, or the prediction, rather than this one.",
         ),
     ] = None,
-    composite: Annotated[
-        str, typer.Option(help="The rules: attnlrp, cp_lrp or gradient.")
-    ] = "attnlrp",
+    composite: _Composite = "attnlrp",
     chat: Annotated[
         bool, typer.Option("--chat", help="Wrap the prompt in the model's chat template.")
     ] = False,
     html: Annotated[Path | None, typer.Option(help="Write the explanation as a page.")] = None,
-    json: Annotated[
-        str | None, typer.Option(metavar="PATH", help="Write it as JSON; - prints nothing else.")
-    ] = None,
+    json: _Json = None,
     save: Annotated[
         Path | None, typer.Option(help="Write it to a file that lxt.Explanation.load reads.")
     ] = None,
-    device: Annotated[
-        str | None, typer.Option(help="cpu, cuda, cuda:1, mps, … Default: a GPU if there is one.")
-    ] = None,
-    dtype: Annotated[
-        str | None, typer.Option(help="float32, bfloat16 or float16. Default: float32 on a CPU.")
-    ] = None,
+    device: _Device = None,
+    dtype: _Dtype = None,
 ) -> None:
     """Say which tokens of a prompt made the model say what it says."""
     with _reported():
@@ -150,18 +155,10 @@ def audit(
             "--target", "-t", metavar="TOKEN|LABEL", help="What to explain, as for lxt explain."
         ),
     ] = None,
-    composite: Annotated[
-        str, typer.Option(help="The rules: attnlrp, cp_lrp or gradient.")
-    ] = "attnlrp",
-    json: Annotated[
-        str | None, typer.Option(metavar="PATH", help="Write it as JSON; - prints nothing else.")
-    ] = None,
-    device: Annotated[
-        str | None, typer.Option(help="cpu, cuda, cuda:1, mps, … Default: a GPU if there is one.")
-    ] = None,
-    dtype: Annotated[
-        str | None, typer.Option(help="float32, bfloat16 or float16. Default: float32 on a CPU.")
-    ] = None,
+    composite: _Composite = "attnlrp",
+    json: _Json = None,
+    device: _Device = None,
+    dtype: _Dtype = None,
 ) -> None:
     """Say whether relevance of a model can be trusted. Exits with 0 if it is sound, else 1."""
     from rich.console import Console

@@ -19,7 +19,7 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from lxt.engine.records import Call, Flow, Settlement
+from lxt.engine.records import Call, Flow, Settlement, head_of
 
 __all__ = ["Account", "Boundary", "Ledger"]
 
@@ -142,7 +142,7 @@ class Ledger:
         self.target = settlement.target
         self._epsilon = epsilon
         self.epsilon_of_input = max(torch.finfo(g.dtype).eps for g in settlement.gradients)
-        heads = [_head(settlement.joined, number) for number in range(len(calls))]
+        heads = [head_of(settlement.joined, number) for number in range(len(calls))]
 
         def party(number: int) -> int:
             return heads[number] if number >= 0 else number
@@ -263,12 +263,6 @@ def _has_constant(account: Account) -> bool:
     # that makes no probability absorbs its 1.
     scale = max(account.gross_received, account.gross_passed)
     return account.call.family == "exponential" and abs(account.rest) <= 1e-3 * scale
-
-
-def _head(joined: list[int], number: int) -> int:
-    while joined[number] != number:
-        number = joined[number]
-    return number
 
 
 def _at(inside: list[bool], party: int) -> bool:

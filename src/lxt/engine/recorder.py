@@ -30,6 +30,7 @@ from lxt.engine.records import (
     Escape,
     Flow,
     Settlement,
+    head_of,
     kept,
 )
 from lxt.engine.zeroed import values_at_zero
@@ -389,11 +390,5 @@ def _nodes(node: Any) -> Iterator[Any]:
 
 def _join(joined: list[int], one: int, other: int) -> None:
     """Make two calls, and those that they count with, count as one."""
-    one, other = _head(joined, one), _head(joined, other)
+    one, other = head_of(joined, one), head_of(joined, other)
     joined[max(one, other)] = min(one, other)
-
-
-def _head(joined: list[int], number: int) -> int:
-    while joined[number] != number:
-        number = joined[number]
-    return number

@@ -12,7 +12,18 @@ from torch import Tensor
 from lxt.engine.callsite import Callsite
 from lxt.rules.registry import Absorbs
 
-__all__ = ["HANDED_ON", "INPUT", "TARGET", "UNSEEN", "Call", "Escape", "Flow", "Settlement", "kept"]
+__all__ = [
+    "HANDED_ON",
+    "INPUT",
+    "TARGET",
+    "UNSEEN",
+    "Call",
+    "Escape",
+    "Flow",
+    "Settlement",
+    "head_of",
+    "kept",
+]
 
 INPUT, TARGET = -1, -2
 """Who hands relevance on or gets it where it is no call: what is explained, and by what."""
@@ -118,3 +129,10 @@ def kept(value: Any) -> Any:
     if not isinstance(value, Tensor):
         return value
     return value.detach().clone().requires_grad_(value.requires_grad)
+
+
+def head_of(joined: list[int], number: int) -> int:
+    """The number of the call that a call counts with, by `Settlement.joined`."""
+    while joined[number] != number:
+        number = joined[number]
+    return number

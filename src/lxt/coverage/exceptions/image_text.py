@@ -54,6 +54,18 @@ _IMAGE_TOKEN: dict[str, Any] = {
     "config": {"image_token_id": lambda size: size.vocabulary - 1},
 }
 
+_PATCHES = Tweak(
+    "patches as small images",
+    leaves={
+        "pixel_values": lambda m: (
+            16 * m.size.batch,
+            3,
+            m.vision_config.patch_size,
+            m.vision_config.patch_size,
+        )
+    },
+)
+
 TWEAKS: dict[str, Tweak] = {
     "videoprism": Tweak(
         "its logits are probabilities, constants under CP-LRP",
@@ -241,17 +253,7 @@ TWEAKS: dict[str, Tweak] = {
         },
     ),
     "janus": Tweak("the decoder of images is wide", config={"vq_config.base_channels": 32}),
-    "kimi_k25": Tweak(
-        "patches as small images",
-        leaves={
-            "pixel_values": lambda m: (
-                16 * m.size.batch,
-                3,
-                m.vision_config.patch_size,
-                m.vision_config.patch_size,
-            )
-        },
-    ),
+    "kimi_k25": _PATCHES,
     "kosmos-2": Tweak(
         "a mask says where the image's features go",
         kwargs={
@@ -338,17 +340,7 @@ TWEAKS: dict[str, Tweak] = {
         },
         kwargs={"input_features": None},
     ),
-    "paddleocr_vl": Tweak(
-        "patches as small images",
-        leaves={
-            "pixel_values": lambda m: (
-                16 * m.size.batch,
-                3,
-                m.vision_config.patch_size,
-                m.vision_config.patch_size,
-            )
-        },
-    ),
+    "paddleocr_vl": _PATCHES,
     "perception_lm": Tweak(
         "the default image encoder is timm's; one of transformers in its place",
         init={
