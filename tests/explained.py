@@ -47,7 +47,7 @@ def same(one, other):
 ANY_TEXT = st.text(st.characters(exclude_categories=[]), max_size=20)
 TARGETS = st.builds(
     ExplainedTarget,
-    kind=st.sampled_from(["prediction", "logit", "contrast", "label"]),
+    kind=st.sampled_from(["prediction", "logit", "contrast", "label", "sum"]),
     name=ANY_TEXT,
     value=st.floats(allow_nan=False, allow_infinity=False),
     position=st.none() | st.integers(0, 10**6),
@@ -58,27 +58,58 @@ TARGETS = st.builds(
 @st.composite
 def explanations(draw):
     rows = draw(st.none() | st.integers(0, 3))
+    targets = draw(st.none() | st.integers(1, 3))
     tokens = draw(st.integers(0, 6))
     dtype, width = draw(st.sampled_from([(torch.float32, 32), (torch.float64, 64)]))
     shape = (tokens,) if rows is None else (rows, tokens)
-    size = math.prod(shape)
+    full = (*shape[:-1], *([] if targets is None else [targets]), tokens)
 
-    def values(strategy):
+    def values(strategy, shape):
+        size = math.prod(shape)
         return draw(st.lists(strategy, min_size=size, max_size=size))
 
+    def each(count):
+        return draw(st.lists(TARGETS, min_size=count, max_size=count))
+
     numbers = st.floats(allow_nan=False, allow_infinity=False, width=width)
-    mask = torch.tensor(values(st.booleans()), dtype=torch.bool).reshape(shape)
-    relevance = torch.tensor(values(numbers), dtype=dtype).reshape(shape)
-    labels = values(ANY_TEXT)
-    ids = torch.tensor(values(st.integers(0, 2**63 - 1)), dtype=torch.int64).reshape(shape)
+    mask = torch.tensor(values(st.booleans(), shape), dtype=torch.bool).reshape(shape)
+    relevance = torch.tensor(values(numbers, full), dtype=dtype).reshape(full)
+    relevance = relevance.where(mask if targets is None else mask.unsqueeze(-2), 0)
+    labels = values(ANY_TEXT, shape)
+    ids = values(st.integers(0, 2**63 - 1), shape)
+    if rows is None:
+        target = draw(TARGETS) if targets is None else each(targets)
+    elif targets is None:
+        target = each(rows)
+    else:
+        target = [each(draw(st.integers(0, targets))) for _ in range(rows)]
+        for row, kept in enumerate(target):
+            relevance[row, len(kept) :] = 0
     return Explanation(
-        relevance=relevance.where(mask, 0),
+        relevance=relevance,
         tokens=labels if rows is None else [labels[i::rows] for i in range(rows)],
-        token_ids=ids,
+        token_ids=torch.tensor(ids, dtype=torch.int64).reshape(shape),
         mask=mask,
-        target=draw(TARGETS if rows is None else st.lists(TARGETS, min_size=rows, max_size=rows)),
+        target=target,
         provenance=draw(st.dictionaries(ANY_TEXT, ANY_TEXT, max_size=3)),
     )
+
+
+def many(**changes):
+    """One input, three targets."""
+    fields = {
+        "relevance": torch.tensor([[0.5, 0.0, 0.0], [1.0, 2.0, 0.0], [0.5, -2.0, 0.25]]),
+        "target": [TARGET, OTHER, TARGET],
+    }
+    return single(**fields | changes)
+
+
+def batch_of_many(**changes):
+    """Two rows, of which the second, padded on the left, has but one target."""
+    relevance = torch.zeros(2, 2, 3, dtype=torch.float64)
+    relevance[0] = torch.tensor([[0.5, -2.0, 0.25], [1.0, 0.0, 0.0]])
+    relevance[1, 0, 1:] = torch.tensor([1.0, 3.0])
+    return batch(**{"relevance": relevance, "target": [[TARGET, OTHER], [OTHER]]} | changes)
 
 
 def explain(tokens, relevance, name='" Paris"', kind="prediction", value=15.234, provenance=None):

@@ -8,7 +8,17 @@ import pytest
 import torch
 from hypothesis import given, settings
 
-from explained import OTHER, TARGET, batch, explain, explanations, same, single
+from explained import (
+    OTHER,
+    TARGET,
+    batch,
+    batch_of_many,
+    explain,
+    explanations,
+    many,
+    same,
+    single,
+)
 from lxt.errors import InvalidInput
 from lxt.explanation import ExplainedTarget
 
@@ -121,7 +131,62 @@ def test_parts_of_a_batch_that_do_not_fit_together(changes, message):
         batch(**changes)
 
 
-def test_relevance_has_one_or_two_dimensions():
+def test_axes_are_named_and_the_first_is_indexed():
+    axes = [("tokens",), ("batch", "tokens"), ("targets", "tokens"), ("batch", "targets", "tokens")]
+    each = [single(), batch(), many(), batch_of_many()]
+    assert [e.axes for e in each] == axes
+    assert [len(e) for e in each] == [3, 2, 3, 2]
+    assert [list(e.total.shape) for e in each] == [[], [2], [3], [2, 2]]
+    assert many()[1].relevance.tolist() == [1.0, 2.0, 0.0]
+    assert many()[1].target is OTHER
+    assert [one.axes for one in many()] == [("tokens",)] * 3
+    with pytest.raises(IndexError, match="target 3 of a list of 3"):
+        many()[3]
+
+
+def test_a_row_of_a_batch_has_its_own_targets_and_no_padding():
+    first, second = batch_of_many()
+    assert first.axes == second.axes == ("targets", "tokens")
+    assert second.relevance.tolist() == [[1.0, 3.0]]
+    assert second.tokens == ["In", " Rome"]
+    assert second.target == [OTHER]
+    singles = batch_of_many().rows()
+    assert [one.target for one in singles] == [TARGET, OTHER, OTHER]
+    assert singles[0].relevance.tolist() == [0.5, -2.0, 0.25]
+    with pytest.raises(TypeError, match="row or target"):
+        first.top(1)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"target": TARGET}, "target is a ExplainedTarget, not a list"),
+        ({"target": [TARGET]}, "1 given where relevance has 3"),
+        ({"relevance": torch.ones(3, 2)}, r"\[3\], and relevance \[3, 2\]"),
+        ({"mask": torch.tensor([True, True, False])}, "padding"),
+        ({"mask": torch.tensor([[True] * 3] * 3)}, r"mask \[3, 3\]"),
+    ],
+)
+def test_parts_for_many_targets_that_do_not_fit_together(changes, message):
+    with pytest.raises(InvalidInput, match=message):
+        many(**changes)
+
+
+@pytest.mark.parametrize(
+    ("target", "message"),
+    [
+        ([[TARGET], [OTHER]], "row 0 is not 0 beyond its targets"),
+        ([[TARGET, OTHER], [OTHER] * 3], "row 1 has 3 targets where relevance has 2"),
+        ([[TARGET, OTHER], [3]], "number 0 is a int"),
+        ([TARGET, OTHER], "number 0 is a ExplainedTarget"),
+    ],
+)
+def test_targets_of_rows_that_do_not_fit(target, message):
+    with pytest.raises(InvalidInput, match=message):
+        batch_of_many(target=target)
+
+
+def test_relevance_has_one_to_three_dimensions():
     cube = torch.zeros(1, 1, 1)
     with pytest.raises(InvalidInput, match=r"\[1, 1, 1\]"):
         single(relevance=cube, token_ids=cube.long(), mask=cube.bool())

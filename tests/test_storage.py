@@ -11,7 +11,7 @@ from hypothesis import given, settings, strategies as st
 from safetensors import safe_open
 from safetensors.torch import save
 
-from explained import explanations, same, single
+from explained import batch, explanations, same, single
 from lxt.errors import InvalidFile, UnwritableFile
 from lxt.explanation import ExplainedTarget, Explanation, check_writable
 
@@ -31,16 +31,26 @@ def test_json_is_strict_and_its_numbers_read_back(explanation):
         raise AssertionError(f"{constant} is no JSON")
 
     content = json.loads(explanation.to_json(), parse_constant=refuse)
-    assert (content["format"], content["version"]) == ("lxt.explanation", 1)
+    assert (content["format"], content["version"]) == ("lxt.explanation", 2)
     assert content["provenance"] == explanation.provenance
-    rows = explanation.rows()
+    rows = explanation.inputs()
     assert len(content["rows"]) == len(rows)
     for read, row in zip(content["rows"], rows, strict=True):
         relevance = torch.tensor(read["relevance"], dtype=row.relevance.dtype)
-        assert torch.equal(relevance, row.relevance)
+        assert torch.equal(relevance.reshape(row.relevance.shape), row.relevance)
         assert read["tokens"] == row.tokens
         assert read["token_ids"] == row.token_ids.tolist()
-        assert ExplainedTarget(**read["target"]) == row.target
+        if row.is_many:
+            assert [ExplainedTarget(**target) for target in read["target"]] == row.target
+        else:
+            assert ExplainedTarget(**read["target"]) == row.target
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"), [("explanation_v1", single()), ("explanation_v1_batch", batch())]
+)
+def test_files_of_version_1_are_read(name, expected):
+    same(Explanation.load(Path(__file__).parent / "data" / f"{name}.safetensors"), expected)
 
 
 def file_of(tmp_path, header=None, tensors=None, **content):
@@ -95,7 +105,7 @@ def test_any_other_file_is_refused(tmp_path_factory, data):
     ("header", "reason"),
     [
         ({"format": "pt"}, "does not name the format lxt.explanation"),
-        ({"version": "2"}, "version '2'.*reads 1"),
+        ({"version": "3"}, "version '3'.*reads 1 and 2"),
         ({"version": ""}, "version ''"),
         ({"content": ""}, "not JSON"),
         ({"content": "[" * 100_000}, "is not a saved explanation"),

@@ -20,12 +20,13 @@ from lxt.models import load_model
 from lxt.propagation import Propagation
 from lxt.rules import rule, sample
 from lxt.structure import Having, Signature, Within
-from lxt.targets import Contrast, Label, Logit, Prediction
+from lxt.targets import Contrast, Every, Label, Logit, Prediction
 
 __all__ = [
     "ClassPath",
     "Composite",
     "Contrast",
+    "Every",
     "ExplainedTarget",
     "Explanation",
     "Having",

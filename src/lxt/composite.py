@@ -26,6 +26,8 @@ from lxt.structure import (
 )
 
 if TYPE_CHECKING:
+    from lxt.engine.segments import Checkpoint
+    from lxt.fusion import Fusions
     from lxt.propagation import Propagation
 
 __all__ = [
@@ -94,6 +96,7 @@ class Composite(Mapping[Target, Rule]):
     """
 
     __slots__ = (
+        "_fusions",
         "_havings",
         "_names",
         "_patterns",
@@ -127,6 +130,17 @@ class Composite(Mapping[Target, Rule]):
         if formulation not in ("gradient", "relevance"):
             raise InvalidComposite(f'formulation is "gradient" or "relevance", not {formulation!r}')
         self.formulation: Formulation = formulation
+        self._fusions: Fusions | None = None
+
+    @property
+    def fusions(self) -> Fusions:
+        """The modules that may run as one operation under these rules, as far as it was proven."""
+        from lxt.fusion import Fusions  # which needs this module's types
+
+        if self._fusions is None:
+            # Names are those of a whole model: modules that have one are no units anyway.
+            self._fusions = Fusions(self.without(*self._names) if self._names else self)
+        return self._fusions
 
     def __getitem__(self, target: Target) -> Rule:
         return self._rules[as_dispatched(target)]
@@ -163,7 +177,14 @@ class Composite(Mapping[Target, Rule]):
     def _with(self, rules: Mapping[Any, Any], name: str) -> Composite:
         return Composite(rules, name=name, on_unknown=self.on_unknown, formulation=self.formulation)
 
-    def register(self, model: nn.Module, *, on_unknown: OnUnknown | None = None) -> Propagation:
+    def register(
+        self,
+        model: nn.Module,
+        *,
+        on_unknown: OnUnknown | None = None,
+        checkpoint: Checkpoint = None,
+        fuse: bool = True,
+    ) -> Propagation:
         """Apply this composite to every forward pass of `model` until the result is removed.
 
         Relevance is `activation * gradient` of the backward passes that follow, or, for a composite
@@ -172,23 +193,38 @@ class Composite(Mapping[Target, Rule]):
         Args:
             model: the instance to explain; its class and every other instance stay as they are.
             on_unknown: overrides the composite's own choice (see the class).
+            checkpoint: keep activations for the backward pass only between segments of so many
+                consecutive layers, and compute the rest again there: the same relevance for one
+                more forward pass. `"sqrt"`, or True, makes segments of about √layers layers, so
+                that memory grows with the root of the depth.
+            fuse: whether norms and MLPs may run as one operation each, where that is proven to be
+                the same (`lxt.fusion`); the result's `fused` says which do.
 
         Returns:
             The handle, whose `.remove()` undoes it.
 
         Raises:
-            InvalidModel: `model` is no module.
+            InvalidModel: `model` is no module, or none of layers that could be checkpointed.
+            InvalidComposite: `checkpoint` is none of these.
+            CheckpointFailed: in a forward pass with `checkpoint`, a layer writes to what it was
+                given, such as a cache of keys and values; in the backward pass, a layer did not do
+                the same a second time.
             AlreadyRegistered: a composite is registered on it, or on a module within.
 
         """
         from lxt.propagation import Propagation  # which needs this module's types
 
         choice = self.on_unknown if on_unknown is None else _checked(on_unknown)
-        return Propagation(model, self, choice)
+        return Propagation(model, self, choice, checkpoint=checkpoint, fuse=fuse)
 
     @contextmanager
     def context(
-        self, model: nn.Module, *, on_unknown: OnUnknown | None = None
+        self,
+        model: nn.Module,
+        *,
+        on_unknown: OnUnknown | None = None,
+        checkpoint: Checkpoint = None,
+        fuse: bool = True,
     ) -> Iterator[Propagation]:
         """`register` for the length of a `with` block.
 
@@ -197,7 +233,7 @@ class Composite(Mapping[Target, Rule]):
                 explain.
 
         """
-        propagation = self.register(model, on_unknown=on_unknown)
+        propagation = self.register(model, on_unknown=on_unknown, checkpoint=checkpoint, fuse=fuse)
         try:
             yield propagation
         finally:
@@ -234,6 +270,17 @@ class Composite(Mapping[Target, Rule]):
             if matches(name, pattern):
                 return self._rules[pattern]
         return None
+
+    def named_rules(self, model: nn.Module) -> dict[nn.Module, Rule]:
+        """The modules of a model that are targets by their names, with their rules."""
+        if not self._names:
+            return {}
+        found: dict[nn.Module, Rule] = {}
+        for name, module in model.named_modules(remove_duplicate=False):
+            rule = self.named_rule(name)
+            if rule is not None:
+                found.setdefault(module, rule)
+        return found
 
     def class_rule(self, cls: type[nn.Module]) -> Rule | None:
         """The rule for modules of a class, or None if it has none.

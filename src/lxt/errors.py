@@ -37,8 +37,16 @@ class UnmappedOperationWarning(UserWarning):
     """A layer map leaves an operation on the path of relevance to autograd's plain gradient."""
 
 
+class SequentialBackwardWarning(UserWarning):
+    """A model's backward pass can't take several targets at once, so they run one at a time."""
+
+
 class ReentrantCheckpoint(LxtError, RuntimeError):
     """Reentrant gradient checkpointing hides the operations that it runs."""
+
+
+class CheckpointFailed(LxtError, RuntimeError):
+    """A layer under `checkpoint=` can't run a second time as it ran the first."""
 
 
 class NonFiniteLogits(LxtError, ArithmeticError):

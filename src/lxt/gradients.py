@@ -6,7 +6,6 @@ Every function here returns the forward value that the model would have computed
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 from weakref import WeakSet, WeakValueDictionary
@@ -14,6 +13,7 @@ from weakref import WeakSet, WeakValueDictionary
 import torch
 from torch import Tensor
 from torch.autograd import Function
+from torch.multiprocessing.reductions import StorageWeakRef
 
 from lxt.engine.nodes import TRANSPARENT, hands_on, kind_of
 
@@ -25,6 +25,7 @@ __all__ = [
     "curve_of",
     "is_gate",
     "keep_operands",
+    "multiply",
     "operand_of",
     "scale",
     "secant",
@@ -109,7 +110,17 @@ def curve_of(node: Any) -> Curve | None:
 
 def operand_of(node: Any) -> Tensor:
     """What `secant` made the output of a node of, as it was then."""
-    return node.saved_tensors[0] if node.kept is None else node.kept
+    if node.kept is not None:
+        return node.kept
+    return node.saved_tensors[0] if node.lent is None else node.lent
+
+
+def multiply(a: Tensor, b: Tensor, shares: tuple[float, float]) -> Tensor:
+    """`a * b`, of one shape, with each factor's gradient times its share.
+
+    A factor that `secant` made is not kept, but computed again from its operand, which is.
+    """
+    return _Product.apply(a, b, shares)  # pyright: ignore[reportReturnType]
 
 
 def keep_operands(x: Tensor) -> None:
@@ -117,9 +128,11 @@ def keep_operands(x: Tensor) -> None:
 
     Autograd's own derivative may be one of the output, which stays as it is; a secant never is.
     """
-    for node in _secants.pop(x.untyped_storage().data_ptr(), None) or ():
-        with suppress(RuntimeError):  # of an earlier graph, freed since, whose memory was here
-            node.kept = node.saved_tensors[0].clone()
+    storage = x.untyped_storage()
+    for node in _secants.pop(storage._cdata, None) or ():
+        dtype, offset, shape, strides = node.layout
+        here = torch.empty(0, dtype=dtype, device=x.device)
+        node.kept = here.set_(storage, offset, shape, strides).clone()
 
 
 def surrogate(
@@ -204,19 +217,17 @@ class _Surrogate(Function):
         )
 
 
-# The secants that keep an operand, by the address of its memory, which lives as long as they do:
-# each holds on to the set that it is in.
+# The secants that keep an operand, by its memory; each holds on to the set that it is in. The weak
+# reference of each makes sure that no other memory gets the same name while it lives.
 _secants: WeakValueDictionary[int, WeakSet[Any]] = WeakValueDictionary()
 
 
 def _remember(node: Any, x: Tensor) -> None:
-    node.neighbours = _secants.setdefault(x.untyped_storage().data_ptr(), WeakSet())
+    storage = x.untyped_storage()
+    node.memory = StorageWeakRef(storage)
+    node.layout = x.dtype, x.storage_offset(), x.shape, x.stride()
+    node.neighbours = _secants.setdefault(storage._cdata, WeakSet())
     node.neighbours.add(node)
-
-
-def _is_kept_elsewhere() -> bool:
-    """Whether what is saved for the backward pass goes to somebody's hook, as a checkpoint's."""
-    return torch._C._autograd._top_saved_tensors_default_hooks(True) is not None  # pyright: ignore[reportAttributeAccessIssue]
 
 
 class _Secant(Function):
@@ -224,26 +235,55 @@ class _Secant(Function):
     def forward(
         ctx: Any, x: Tensor, operation: Callable[[Tensor], Tensor], slope: Slope, curve: Curve
     ) -> Tensor:
-        elsewhere = _is_kept_elsewhere()  # where nothing tells that it was written to
-        ctx.save_for_backward(x.clone() if elsewhere else x)
+        ctx.save_for_backward(x)
         ctx.slope = slope
         ctx.function = operation
         ctx.curve = curve
-        ctx.kept = None
+        ctx.kept = ctx.lent = None
         version = x._version
         y = operation(x)
         if x._version != version:
             raise RuntimeError("an element-wise unit wrote to its own operand in place")
-        if not elsewhere:
-            _remember(ctx, x)
+        _remember(ctx, x)
         return y
 
     @staticmethod
     def backward(ctx: Any, *gradients: Any) -> Any:
         (g,) = gradients
         x = operand_of(ctx)
+        ctx.lent = None
         slope = ctx.slope(x.to(compute_dtype(x.dtype)))
         return g * slope.to(g.dtype), None, None, None
+
+
+def _made_again(node: Any) -> Tensor:
+    """The output of a secant, whose own backward pass comes later, and asks for its operand too.
+
+    A checkpoint hands out what it has kept only once.
+    """
+    node.lent = operand_of(node)
+    return node.function(node.lent)
+
+
+class _Product(Function):
+    @staticmethod
+    def forward(ctx: Any, a: Tensor, b: Tensor, shares: tuple[float, float]) -> Tensor:
+        ctx.shares = shares
+        # What will be run before these in the backward pass, so that their operands are there yet.
+        ctx.makers = [x.grad_fn if curve_of(x.grad_fn) else None for x in (a, b)]
+        kept = (x if maker is None else None for x, maker in zip((a, b), ctx.makers, strict=True))
+        ctx.save_for_backward(*kept)
+        return a * b
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Any) -> Any:
+        (g,) = gradients
+        a, b = (
+            _made_again(maker) if x is None else x
+            for x, maker in zip(ctx.saved_tensors, ctx.makers, strict=True)
+        )
+        to_a, to_b = ctx.shares
+        return (g * b).mul_(to_a), (g * a).mul_(to_b), None
 
 
 # Those that pick some of the values, as a router picks its experts'.

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, cast
 
 import torch
@@ -43,14 +43,35 @@ class TokenBatch:
         """The number of tokens of each row."""
         return self.mask.sum(1).tolist()
 
+    def of_rows(self, rows: Sequence[int]) -> TokenBatch:
+        """Some of the rows, with what else has one entry for each row."""
+        index = torch.tensor(rows, device="cpu")
+        count = len(self.ids)
+
+        def pick(value: Any) -> Any:
+            is_per_row = isinstance(value, Tensor) and value.dim() and len(value) == count
+            return value[index.to(value.device)] if is_per_row else value
+
+        return TokenBatch(
+            self.ids[index],
+            self.mask[index],
+            self.single,
+            {name: pick(value) for name, value in self.per_token.items()},
+            {name: pick(value) for name, value in self.other.items()},
+        )
+
+    def up_to(self, length: int) -> TokenBatch:
+        """The first `length` tokens of each row; the rest counts as padding."""
+        return replace(self, mask=self.mask & (self.mask.cumsum(1) <= length))
+
     def right_padded(self, values: Tensor, fill: int | float | bool = 0) -> Tensor:
         """`values` [batch, tokens, …], moved to the left and cut to the longest row."""
         rows = [row[keep] for row, keep in zip(values, self.mask, strict=True)]
         return nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=fill)
 
     def as_given(self, values: Tensor) -> Tensor:
-        """The inverse of `right_padded`, with zeros at padding."""
-        result = values.new_zeros(self.mask.shape)
+        """The inverse of `right_padded`, [batch, tokens, …], with zeros at padding."""
+        result = values.new_zeros(*self.mask.shape, *values.shape[2:])
         for row, keep, length in zip(range(len(values)), self.mask, self.lengths(), strict=True):
             result[row, keep] = values[row, :length]
         return result
@@ -72,6 +93,10 @@ def encode(inputs: Any, tokenizer: Any, model: nn.Module) -> TokenBatch:
     """
     if isinstance(inputs, list | tuple) and not inputs:
         raise InvalidInput(f"there is nothing in {inputs!r}: give a text, texts, or token ids")
+    if isinstance(inputs, list | tuple) and any(isinstance(text, str) for text in inputs):
+        for index, text in enumerate(inputs):
+            if not isinstance(text, str):
+                raise InvalidInput(f"prompt {index} is {_short(text)}, and the others are texts")
     if isinstance(inputs, str) or _is_list_of(inputs, str):
         batch = _encode_texts(inputs, tokenizer, inspect.signature(model.forward).parameters)
     elif isinstance(inputs, Mapping):
@@ -204,24 +229,27 @@ def _check_mask(mask: Tensor, ids: Tensor) -> None:
 
 def _check_range(batch: TokenBatch, embedding: nn.Embedding) -> None:
     size = embedding.weight.shape[0]
-    bad = batch.ids[batch.mask & ((batch.ids < 0) | (batch.ids >= size))]
-    if len(bad):
-        ids = ", ".join(map(str, bad[:5].tolist()))
+    bad = batch.mask & ((batch.ids < 0) | (batch.ids >= size))
+    if bad.any():
+        row = int(bad.any(1).nonzero()[0])
+        ids = ", ".join(map(str, batch.ids[row][bad[row]][:5].tolist()))
+        where = "" if batch.single else f" in row {row}"
         raise InvalidInput(
-            f"token ids out of range: {ids}; the vocabulary goes from 0 to {size - 1}"
+            f"token ids out of range{where}: {ids}; the vocabulary goes from 0 to {size - 1}"
         )
 
 
 def _check_length(batch: TokenBatch, model: nn.Module, tokenizer: Any) -> None:
     limit = context_length(model, tokenizer)
-    longest = max(batch.lengths())
-    if longest == 0:
-        raise InvalidInput("the prompt has no tokens: give some text to explain")
-    if limit is not None and longest > limit:
-        raise InvalidInput(
-            f"the prompt is {longest} tokens long, the model's context {limit}: "
-            f"shorten it by {longest - limit} tokens"
-        )
+    for row, length in enumerate(batch.lengths()):
+        which = "the prompt" if batch.single else f"prompt {row}"
+        if length == 0:
+            raise InvalidInput(f"{which} has no tokens: give some text to explain")
+        if limit is not None and length > limit:
+            raise InvalidInput(
+                f"{which} is {length} tokens long, the model's context {limit}: "
+                f"shorten it by {length - limit} tokens"
+            )
 
 
 def context_length(model: nn.Module, tokenizer: Any) -> int | None:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import threading
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from typing import Any
 
@@ -24,10 +24,13 @@ from lxt.engine.hooks import OutputGuard, changed_output
 from lxt.engine.mode import Observer, RuleMode, in_force
 from lxt.engine.opaque import tensors_in
 from lxt.engine.parameters import ConstantParameters
+from lxt.engine.segments import Checkpoint, Checkpointing, running
 from lxt.engine.standins import StandIn
 from lxt.engine.units import Entrance, Unit, bound_rule
+from lxt.engine.walk import modules_in
 from lxt.engine.zennit import require_zennit_speaks
 from lxt.errors import AlreadyRegistered, InvalidComposite, InvalidModel
+from lxt.fusion.unit import FusedUnit
 from lxt.rules.elementary import Unfolded, composed, passthrough
 from lxt.structure import InTheOpen, Within
 
@@ -40,6 +43,8 @@ _registered: weakref.WeakKeyDictionary[nn.Module, weakref.ref[Propagation]] = (
 
 # Nothing changes within but that calls of functions written in Python are seen.
 _IN_THE_OPEN = Within({})
+
+ModuleTargets = Sequence[tuple[nn.Module, Rule]]
 
 
 class Propagation:
@@ -58,17 +63,23 @@ class Propagation:
         *,
         registered: bool = True,
         constants: bool = True,
+        fuse: bool = True,
+        checkpoint: Checkpoint = None,
     ) -> None:
         require_module(model)
         if registered:
             _require_free(model)
         _require_ready(model)
         composite.require_names_in(model)
+        self._checkpointing = Checkpointing.of(model, checkpoint)
+        self.targets: ModuleTargets = []
+        """The modules that were targets when the model last ran."""
         self._model: Callable[[], nn.Module | None] = (
             (lambda: model) if registered else weakref.ref(model)
         )
         self.composite = composite
         self.constants = constants
+        self._fusions = composite.fusions if fuse and composite.formulation == "gradient" else None
         self.on_unknown: OnUnknown = on_unknown
         self.verified: set[Any] = set()
         """Which rules of a user's have been compared with their operation."""
@@ -90,8 +101,9 @@ class Propagation:
         self._guard: OutputGuard | None = None
         self._entrance: Entrance | None = None
         if registered:
-            for module in model.modules():
-                _registered[module] = weakref.ref(self)
+            reference = weakref.ref(self)
+            for module in modules_in(model):
+                _registered[module] = reference
             self._entrance = Entrance(model, self)
 
     @property
@@ -112,7 +124,7 @@ class Propagation:
             self._entrance = None
         if self._guard is not None:
             self._guard.remove()
-        for module in self.model.modules():
+        for module in modules_in(self.model):
             if _propagation_of(module) is self:
                 del _registered[module]
 
@@ -161,8 +173,11 @@ class Propagation:
         return (self.model if entrance is None else entrance.original)(*args, **kwargs)
 
     @contextmanager
-    def active(self) -> Iterator[RuleMode]:
-        """Put the rules in force in this thread, for a forward pass or a checkpoint's rerun."""
+    def active(self, targets: ModuleTargets | None = None) -> Iterator[RuleMode]:
+        """Put the rules in force in this thread, for a forward pass or a checkpoint's rerun.
+
+        `targets` are those of an earlier pass that is run again.
+        """
         outer = in_force.mode
         around = in_force.propagations[-1].composite if in_force.propagations else self.composite
         if around.formulation != self.composite.formulation:
@@ -172,7 +187,8 @@ class Propagation:
                 f"{around.name!r}, whose rules hand back {around.formulation}"
             )
         mode = RuleMode(self)
-        with self._prepared(), outer.suspended() if outer else nullcontext(), mode:
+        suspended = outer.suspended() if outer else nullcontext()
+        with self._prepared(targets), suspended, running(self._checkpointing, self), mode:
             in_force.mode = mode
             in_force.propagations.append(self)
             try:
@@ -180,6 +196,16 @@ class Propagation:
             finally:
                 in_force.propagations.pop()
                 in_force.mode = outer
+
+    @property
+    def fused(self) -> dict[str, str]:
+        """The modules that run as one operation each, by path, and as what: {"layers.0.mlp": …}."""
+        targets = dict(self._module_targets())
+        return {
+            name: unit.name
+            for name, module in self.model.named_modules()
+            if isinstance(unit := targets.get(module), FusedUnit)
+        }
 
     def rule_of(self, function: Any) -> Callable[..., Any] | None:
         """What to call in place of a torch function: `function` itself, its rule, or None."""
@@ -221,24 +247,27 @@ class Propagation:
         assert not isinstance(rule, Within), "that is for modules"
         return bound_rule(rule, function, (), target_name(function), self.verified)
 
-    def reenter(self) -> AbstractContextManager[Any]:
+    def reenter(self, targets: ModuleTargets | None = None) -> AbstractContextManager[Any]:
         """`active`, unless this thread is inside already."""
-        return nullcontext() if self.is_active() else self.active()
+        return nullcontext() if self.is_active() else self.active(targets)
 
     def is_active(self) -> bool:
         """Whether this thread is inside a forward pass of the model."""
         return in_force.mode is not None and in_force.mode.propagation is self
 
     @contextmanager
-    def _prepared(self) -> Iterator[None]:
+    def _prepared(self, targets: ModuleTargets | None) -> Iterator[None]:
         """Parameters are constants and module rules in place, from first entry to last exit."""
         with self._lock:
             if self._depth == 0:
                 with ExitStack() as undo:
                     if self.constants:
                         undo.callback(ConstantParameters(self.model).release)
-                    for module, rule in self._module_targets():
+                    self.targets = list(self._module_targets()) if targets is None else targets
+                    for module, rule in self.targets:
                         undo.callback(Unit.install(module, self, rule).release, self)
+                    if self._checkpointing is not None:  # over the units, whose rules run within
+                        undo.callback(self._checkpointing.install(self, again=targets is not None))
                     self._undo = undo.pop_all()
             self._depth += 1
         try:
@@ -251,20 +280,31 @@ class Propagation:
 
     def _module_targets(self) -> Iterator[tuple[nn.Module, Rule]]:
         """The modules that are targets now: a model may have changed since it was registered."""
-        seen: set[nn.Module] = set()
-        for name, module in self.model.named_modules(remove_duplicate=False):
-            rule = self.composite.named_rule(name)
+        composite = self.composite
+        named = composite.named_rules(self.model)
+        for module in modules_in(self.model):
+            rule = named.get(module)
             if rule is None:
                 cls = type(module)
                 if cls not in self._module_rules:
-                    self._module_rules[cls] = self.composite.class_rule(cls)
+                    self._module_rules[cls] = composite.class_rule(cls)
                 rule = self._module_rules[cls]
-            rule = rule or self.composite.structure_rule(module)
+            rule = rule or composite.structure_rule(module)
             if rule is None and self._has_calls(module):
                 rule = _IN_THE_OPEN
-            if rule is not None and module not in seen:
-                seen.add(module)
+            if rule is None:
+                rule = self._fused(module, named)
+            if rule is not None:
                 yield module, rule
+
+    def _fused(self, module: nn.Module, named: Mapping[nn.Module, Rule]) -> FusedUnit | None:
+        """The unit that a module may run as, if no part of it is a target by its name."""
+        if self._fusions is None or self.observer is not None:
+            return None
+        unit = self._fusions.unit_for(module)
+        if unit and named and any(part in named for part in module.children()):
+            return None
+        return unit
 
     def _has_calls(self, module: nn.Module) -> bool:
         """Whether a module's forward calls functions written in Python that have a rule."""
@@ -306,8 +346,9 @@ def require_module(model: Any) -> None:
 
 
 def _require_free(model: nn.Module) -> None:
-    for name, module in model.named_modules():
+    for module in modules_in(model):
         if (other := _propagation_of(module)) is not None:
+            name = _name_of(module, model)
             part = f"its module {name!r}" if name else "this model"
             raise AlreadyRegistered(
                 f"{part} ({type(module).__name__}) is under {other.composite.name!r} already: "
@@ -315,27 +356,38 @@ def _require_free(model: nn.Module) -> None:
             )
 
 
+def _name_of(module: nn.Module, model: nn.Module) -> str:
+    return next(name for name, part in model.named_modules() if part is module)
+
+
 def _require_ready(model: nn.Module) -> None:
-    if not any(hasattr(m, "_hf_hook") or m._forward_pre_hooks for m in model.modules()):
-        for name, tensor in (*model.named_parameters(), *model.named_buffers()):
-            if tensor.is_meta:
-                raise InvalidModel(
-                    f"{name} of {type(model).__name__} is on the device meta, without values, and "
-                    "nothing is there to load it: load the weights, or use accelerate's "
-                    "dispatch_model, whose hooks do"
-                )
-    for name, module in model.named_modules():
+    modules = modules_in(model)
+    if not any("_hf_hook" in m.__dict__ or m._forward_pre_hooks for m in modules):
+        for module in modules:
+            for held, tensor in (*module._parameters.items(), *module._buffers.items()):
+                if tensor is not None and tensor.is_meta:
+                    path = _name_of(module, model)
+                    raise InvalidModel(
+                        f"{f'{path}.{held}'.lstrip('.')} of {type(model).__name__} is on the "
+                        "device meta, without values, and nothing is there to load it: load the "
+                        "weights, or use accelerate's dispatch_model, whose hooks do"
+                    )
+    for module in modules:
+        compiled = type(module).__name__ == "OptimizedModule"
+        lazy = any(is_lazy(parameter) for parameter in module._parameters.values())
+        if not (compiled or lazy or module._compiled_call_impl is not None):
+            continue
+        name = _name_of(module, model)
         where = f"its module {name!r}" if name else "this model"
-        if type(module).__name__ == "OptimizedModule" or module._compiled_call_impl is not None:
-            raise InvalidModel(
-                f"{where} is compiled, so nothing shows which operations it runs: give the model "
-                "as it was before torch.compile"
-            )
-        if any(is_lazy(parameter) for parameter in module.parameters(recurse=False)):
+        if lazy:
             raise InvalidModel(
                 f"{where} ({type(module).__name__}) has parameters without a shape yet: run the "
                 "model once first"
             )
+        raise InvalidModel(
+            f"{where} is compiled, so nothing shows which operations it runs: give the model "
+            "as it was before torch.compile"
+        )
 
 
 def _propagation_of(module: nn.Module) -> Propagation | None:

@@ -7,7 +7,7 @@ import os
 import secrets
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
@@ -18,7 +18,10 @@ if TYPE_CHECKING:
     from lxt.explanation import ExplainedTarget, Explanation
 
 FORMAT = "lxt.explanation"
-VERSION = 1
+VERSION = 2
+"""Of what is written. Version 1 has no targets as an axis, and no sums; all else is the same."""
+
+_READ = ("1", "2")
 
 _TENSORS = ("relevance", "token_ids", "mask")
 
@@ -28,7 +31,7 @@ def to_safetensors(explanation: "Explanation") -> bytes:
     target = explanation.target
     content = {
         "tokens": explanation.tokens,
-        "target": [asdict(t) for t in target] if isinstance(target, list) else asdict(target),
+        "target": _fields(target),
         "provenance": explanation.provenance,
     }
     header = {"format": FORMAT, "version": str(VERSION), "content": json.dumps(content)}
@@ -43,9 +46,9 @@ def to_json(explanation: "Explanation") -> str:
             "tokens": row.tokens,
             "token_ids": row.token_ids.tolist(),
             "relevance": row.relevance.tolist(),
-            "target": asdict(cast("ExplainedTarget", row.target)),
+            "target": _fields(row.target),
         }
-        for row in explanation.rows()
+        for row in explanation.inputs()
     ]
     content = {
         "format": FORMAT,
@@ -77,7 +80,7 @@ def read(path: str | os.PathLike[str]) -> "Explanation":
         return Explanation(
             **tensors,
             tokens=content["tokens"],
-            target=[_target(t) for t in target] if isinstance(target, list) else _target(target),
+            target=_targets(target),
             provenance=content["provenance"],
         )
     except (OSError, ValueError, SafetensorError, RecursionError) as error:
@@ -88,15 +91,25 @@ def _content(header: dict[str, str]) -> dict[str, Any]:
     if header.get("format") != FORMAT:
         raise InvalidInput(f"its header does not name the format {FORMAT}")
     version = header.get("version", "")
-    if version != str(VERSION):
+    if version not in _READ:
         raise InvalidInput(
-            f"it has format version {version!r}, and this version of lxt reads {VERSION}"
+            f"it has format version {version!r}, and this version of lxt reads "
+            f"{' and '.join(_READ)}"
         )
     try:
         content = json.loads(header.get("content", ""))
     except ValueError as error:
         raise InvalidInput(f"its header is not JSON: {error}") from error
     return _with_keys(content, {"tokens", "target", "provenance"}, "header")
+
+
+def _fields(target: Any) -> Any:
+    """A target, or lists of them, as what JSON knows."""
+    return [_fields(one) for one in target] if isinstance(target, list) else asdict(target)
+
+
+def _targets(fields: Any) -> Any:
+    return [_targets(one) for one in fields] if isinstance(fields, list) else _target(fields)
 
 
 def _target(fields: Any) -> "ExplainedTarget":

@@ -163,6 +163,9 @@ def require_names(model: nn.Module, patterns: Iterable[str]) -> None:
     Raises:
         InvalidComposite: one doesn't; the message shows names that there are.
     """
+    patterns = list(patterns)
+    if not patterns:
+        return
     names = [name for name, _ in model.named_modules(remove_duplicate=False)]
     for pattern in patterns:
         if not any(matches(name, pattern) for name in names):

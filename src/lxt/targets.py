@@ -1,13 +1,13 @@
 """Targets: what is explained, as the seed of the backward pass.
 
 Every target here is a weighted sum of the logits at one position, or of a classifier's logits:
-value = Σ w · z. Its weights w are what the backward pass starts from.
+value = Σ w · z. Its weights w are what the backward pass starts from. `Every` stands for many.
 """
 
 from __future__ import annotations
 
 import operator
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -20,13 +20,16 @@ from lxt.tokens import readable_tokens
 
 __all__ = [
     "Contrast",
+    "Every",
     "Label",
     "Logit",
     "Prediction",
     "Readout",
     "Seed",
     "Target",
+    "Targets",
     "Task",
+    "summed",
     "task_of",
 ]
 
@@ -281,4 +284,107 @@ class Label:
         return Seed("label", readout.label_index(self.label), None, None)
 
 
+@dataclass(frozen=True)
+class Every:
+    """Each position's own next token, as many targets: the matrix of inputs × outputs.
+
+    For a causal language model the logit, at each position, of the token that follows it in the
+    input as given, and at the last position of the model's own prediction. For a masked language
+    model the own prediction at each position. A classifier has no positions.
+
+    Attributes:
+        positions: which, counted without padding: None for all, integers (negative ones count
+            from the end) in the order in which they are wanted, a range, or a slice.
+
+    Raises:
+        InvalidTarget: the positions are none of these.
+
+    """
+
+    positions: Iterable[int] | slice | None = None
+
+    def __post_init__(self) -> None:
+        places = self.positions
+        if places is None or isinstance(places, slice | range):
+            return
+        try:
+            if isinstance(places, str | bytes):
+                raise TypeError
+            kept = tuple(_position(place) for place in places)
+        except TypeError:
+            raise InvalidTarget(
+                f"positions {places!r} are no integers: give a list of them, a range, a slice, or "
+                "None for all"
+            ) from None
+        object.__setattr__(self, "positions", kept)
+
+    def seeds(self, ids: Sequence[int], readout: Readout, row: int) -> list[Seed]:
+        """The targets in a row of tokens `ids`, without padding.
+
+        Raises:
+            InvalidTarget: a position that isn't there, or none at all.
+
+        """
+        if readout.task == "label":
+            raise InvalidTarget(
+                "a classifier has no positions: instead of lxt.Every give a list of lxt.Label"
+            )
+        places = self._places(len(ids), row)
+        if readout.task == "masked":
+            return [Seed("prediction", None, None, place) for place in places]
+        last = len(ids) - 1
+        return [
+            Seed("prediction", None, None, place)
+            if place == last
+            else Seed("logit", readout.token_index(ids[place + 1]), None, place)
+            for place in places
+        ]
+
+    def _places(self, length: int, row: int) -> list[int]:
+        if self.positions is None:
+            return list(range(length))
+        if isinstance(self.positions, slice):
+            places = list(range(*self.positions.indices(length)))
+        else:
+            places = list(self.positions)
+        for place in places:
+            if not -length <= place < length:
+                raise InvalidTarget(
+                    f"there is no position {place} in row {row}: it has {length} tokens"
+                )
+        if not places:
+            raise InvalidTarget(f"{self} names no position of row {row}, which has {length} tokens")
+        return [place % length for place in places]
+
+
+def _position(place: Any) -> int:
+    if isinstance(place, bool):
+        raise TypeError
+    return operator.index(place)
+
+
+def summed(parts: Sequence[ExplainedTarget]) -> ExplainedTarget:
+    """The sum of several targets of one row, as one; its prediction is that at the last of them."""
+    if len(parts) <= _SPELT_OUT:
+        name = " + ".join(part.name for part in parts)
+    else:
+        what = "labels" if parts[0].position is None else "tokens"
+        name = f"{len(parts)} {what}: {parts[0].name} + …"
+    last = max(parts, key=lambda part: part.position or 0)
+    return ExplainedTarget(
+        kind="sum",
+        name=name,
+        value=sum(part.value for part in parts),
+        position=last.position if len({part.position for part in parts}) == 1 else None,
+        prediction=last.prediction,
+    )
+
+
+_SPELT_OUT = 3
+"""So many parts of a sum are named, each; of more only the first."""
+
 Target = Prediction | Logit | Contrast | Label
+"""One thing to explain."""
+
+Targets = Target | Sequence[Target] | Every
+"""One thing, or many."""

@@ -9,18 +9,45 @@ from __future__ import annotations
 import copy
 import inspect
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from lxt.aims import aims_of
 from lxt.errors import InvalidInput, InvalidModel, InvalidTarget, NonFiniteLogits
+from lxt.explanation import ExplainedTarget
 from lxt.gradients import compute_dtype
+from lxt.heads import Head
 from lxt.inputs import EmbeddingLeaf, TokenBatch, encode, input_embeddings
 from lxt.passes import Change, Pass
-from lxt.targets import Label, Prediction, Readout, Seed, Target, task_of
+from lxt.targets import Label, Readout, Targets, task_of
 
-__all__ = ["TextCase"]
+__all__ = ["Reading", "TextCase"]
+
+
+@dataclass(frozen=True)
+class Reading:
+    """The logits of one forward pass at the positions that some targets ask for.
+
+    Several targets at the same places share a slot.
+
+    Attributes:
+        logits: [batch, slots, vocabulary], in float32 or more; of a classifier [batch, 1, labels].
+        slots: the slot of each target, by its number.
+        leaf: the embedded tokens [batch, tokens, channels].
+        hidden: what the head made these logits of [batch, columns, channels]; None if it is not
+            known, or a classifier's.
+        columns: for each row, the column of `hidden` that each slot comes from.
+
+    """
+
+    logits: Tensor
+    slots: dict[int, int]
+    leaf: Tensor
+    hidden: Tensor | None
+    columns: list[list[int]]
 
 
 class TextCase:
@@ -30,9 +57,8 @@ class TextCase:
         model: the instance.
         batch: the tokens.
         readout: what the model's output means.
-        seed: what is explained.
-        positions: the explained position in each row, counted without padding; None for a
-            classifier.
+        aims: what is explained, by row and target.
+        numbers: the number of each row among those that were given.
 
     Raises:
         InvalidModel, InvalidInput, InvalidTarget: see `lxt.explain`.
@@ -40,14 +66,16 @@ class TextCase:
     """
 
     def __init__(
-        self, model: nn.Module, inputs: Any, *, tokenizer: Any = None, target: Target | None = None
+        self, model: nn.Module, inputs: Any, *, tokenizer: Any = None, target: Targets | None = None
     ) -> None:
         embedding = input_embeddings(model)
         self.model = model
         self.batch = encode(inputs, tokenizer, model)
         self.readout = _readout(model, target, tokenizer, embedding)
-        self.seed = _seed(target, self.readout)
-        self.positions = _positions(self.seed, self.readout, self.batch, model)
+        self.aims = aims_of(target, self.readout, self.batch, model)
+        self.numbers: Sequence[int] = range(len(self.aims))
+        self._picking = _Picking()
+        _require_mask_or_equal_lengths(self.batch, model)
 
     def on(self, model: nn.Module) -> TextCase:
         """The same case of another instance of the same architecture."""
@@ -55,31 +83,142 @@ class TextCase:
         case.model = model
         return case
 
+    def of_rows(self, rows: Sequence[int]) -> TextCase:
+        """The same case of some of its rows."""
+        case = copy.copy(self)
+        case.batch = self.batch.of_rows(rows)
+        case.aims = [self.aims[row] for row in rows]
+        case.numbers = [self.numbers[row] for row in rows]
+        return case
+
+    def up_to(self, length: int) -> TextCase:
+        """The same case with no more than the first `length` tokens of each row."""
+        case = copy.copy(self)
+        case.batch = self.batch.up_to(length)
+        return case
+
+    @property
+    def count(self) -> int:
+        """The number of targets, of the row that has most."""
+        return max(map(len, self.aims))
+
+    def last_position(self, target: int) -> int:
+        """The last position that a target asks for in any row; 0 for a classifier."""
+        return max((aims[target].position or 0) for aims in self.aims if target < len(aims))
+
+    def weights(self, target: int, logits: Tensor) -> Tensor:
+        """The weights of logits [batch, vocabulary] in a target; 0 in rows that lack it.
+
+        Raises:
+            InvalidTarget: the logits don't reach as far as the target.
+        """
+        rows = zip(self.aims, logits, strict=True)
+        return torch.stack(
+            [
+                aims[target].seed.weights(row) if target < len(aims) else torch.zeros_like(row)
+                for aims, row in rows
+            ]
+        )
+
+    def explained(self, row: int, target: int, logits: Tensor) -> ExplainedTarget:
+        """What a target is in a row, for its logits [vocabulary]."""
+        aim = self.aims[row][target]
+        return aim.seed.explained(logits, self.readout, aim.position)
+
     def forward(self, change: Change | None = None) -> Pass:
-        """Run the model once, under whatever composite is on it.
+        """Run the model once, under whatever composite is on it, for a case of one target.
 
         `change` makes other values of the leaf, "inputs_embeds" [batch, tokens, channels].
-        """
-        model, batch, positions = self.model, self.batch, self.positions
-        arguments = _arguments(model, batch, input_embeddings(model), positions)
-        with EmbeddingLeaf(model, change) as leaf:
-            output = model(**arguments)
-        rows, longest = len(batch.ids), max(batch.lengths())
-        logits = _explained_logits(output, positions, longest, self.readout, model)
-        _check_finite(logits, positions)
-        if leaf.value is None or leaf.value.shape[:2] != (rows, longest):
-            raise InvalidModel(_no_path(model))
-        weights = torch.stack([self.seed.weights(row) for row in logits.detach()])
-        return Pass(logits, weights, {"inputs_embeds": leaf.value})
 
-    def require_path(self, run: Pass) -> None:
+        Raises:
+            InvalidTarget: there are several targets.
+        """
+        if self.count > 1:
+            raise InvalidTarget(f"one target at a time here, and {self.count} were given")
+        reading = self.read([0], change)
+        logits = reading.logits[:, 0]
+        return Pass(logits, self.weights(0, logits.detach()), {"inputs_embeds": reading.leaf})
+
+    def read(self, targets: Sequence[int], change: Change | None = None) -> Reading:
+        """Run the model once, for some of the targets, by their numbers."""
+        places = self._places(targets)
+        slots = {place: slot for slot, place in enumerate(dict.fromkeys(places))}
+        kept = sorted({at for place in slots for at in place if at is not None})
+        logits, leaf, hidden = self._run(kept, change)
+        if self.readout.task == "label":
+            columns = [[0]] * len(logits)
+        elif logits.shape[1] == len(kept):
+            columns = [[kept.index(place[row] or 0) for place in slots] for row in self._rows()]
+        else:
+            columns = [[place[row] or 0 for place in slots] for row in self._rows()]
+        if any(row != list(range(logits.shape[1])) for row in columns):
+            index = torch.tensor(columns, device=logits.device)
+            logits = logits[torch.arange(len(logits), device=logits.device)[:, None], index]
+        logits = logits.to(compute_dtype(logits.dtype))
+        _check_finite(logits, list(slots), self)
+        numbers = {target: slots[place] for target, place in zip(targets, places, strict=True)}
+        return Reading(logits, numbers, leaf, hidden, columns)
+
+    def _rows(self) -> range:
+        return range(len(self.aims))
+
+    def _places(self, targets: Sequence[int]) -> list[tuple[int | None, ...]]:
+        """For each target its position in each row.
+
+        A row that lacks the target lends any position, where it gets no weight.
+        """
+        return [
+            tuple(
+                aims[target].position if target < len(aims) else aims[0].position and 0
+                for aims in self.aims
+            )
+            for target in targets
+        ]
+
+    def _run(self, kept: list[int], change: Change | None) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Logits, at `kept` or all positions; the leaf; and the input of the head, if known."""
+        model, batch = self.model, self.batch
+        positions = None if self.readout.task == "label" else kept
+        arguments = _arguments(model, batch, input_embeddings(model), positions)
+        longest = max(batch.lengths())
+        pick = None
+        if positions is not None and "logits_to_keep" not in arguments and self._picking.works:
+            pick = torch.tensor(positions, device="cpu")
+        leaf, head = EmbeddingLeaf(model, change), Head(model, pick, longest)
+        logits = None
+        try:
+            with leaf, head:
+                output = model(**arguments)
+            logits = _logits_of(output, positions, longest, self.readout, model)
+        except Exception as error:
+            # A model may count positions after its head; what else is wrong shows up once more.
+            if not head.picked or isinstance(error, torch.OutOfMemoryError):
+                raise
+        if logits is None or (head.picked and not head.put_out(logits)):
+            self._picking.works = False
+            return self._run(kept, change)
+        if leaf.value is None or leaf.value.shape[:2] != (len(batch.ids), longest):
+            raise InvalidModel(_no_path(model))
+        hidden = head.input
+        if hidden is None or positions is None or hidden.shape[:2] != logits.shape[:2]:
+            hidden = None
+        return logits, leaf.value, hidden
+
+    def require_path(self, reading: Reading) -> None:
         """Make sure that the explained logits depend on the leaf.
 
         Raises:
             InvalidModel: they don't.
         """
-        if not run.output.requires_grad:
+        if not reading.logits.requires_grad:
             raise InvalidModel(_no_path(self.model))
+
+
+@dataclass
+class _Picking:
+    """Whether the head of a model can be given the explained positions only."""
+
+    works: bool = True
 
 
 def _no_path(model: nn.Module) -> str:
@@ -90,7 +229,7 @@ def _no_path(model: nn.Module) -> str:
 
 
 def _readout(
-    model: nn.Module, target: Target | None, tokenizer: Any, embedding: nn.Embedding
+    model: nn.Module, targets: Targets | None, tokenizer: Any, embedding: nn.Embedding
 ) -> Readout:
     """What the model's output means, from its class's name and its configuration."""
     config: Any = getattr(model, "config", None)
@@ -106,7 +245,8 @@ def _readout(
             "`with composite.context(model):`"
         )
     task = task_of(model)
-    if isinstance(target, Label) and "LM" not in type(model).__name__:
+    each = targets if isinstance(targets, list | tuple) else [targets]
+    if any(isinstance(target, Label) for target in each) and "LM" not in type(model).__name__:
         task = "label"
     if task == "label":
         labels = getattr(config, "id2label", None) or {}
@@ -118,59 +258,19 @@ def _readout(
     return Readout(task, size, tokenizer, {})
 
 
-def _seed(target: Target | None, readout: Readout) -> Seed:
-    if target is None:
-        target = Prediction()
-    if not isinstance(target, Target):
-        raise InvalidTarget(
-            f"{target!r} is no target: give lxt.Logit(token), lxt.Contrast(a, b), lxt.Label(name), "
-            "or nothing for the model's own prediction"
-        )
-    return target.resolve(readout)
+def _takes_mask(model: nn.Module) -> bool:
+    parameters = inspect.signature(model.forward).parameters
+    return "attention_mask" in parameters or any(
+        parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values()
+    )
 
 
-def _positions(
-    seed: Seed, readout: Readout, batch: TokenBatch, model: nn.Module
-) -> list[int] | None:
-    """The explained position in each row, counted without padding; None for a classifier."""
-    if readout.task == "label":
-        if seed.position is not None:
-            raise InvalidTarget(
-                f"a classifier has no positions, so position={seed.position} is void"
-            )
-        return None
-    lengths = batch.lengths()
-    if seed.position is not None:
-        if not isinstance(seed.position, int):
-            raise InvalidTarget(f"position {seed.position!r} is no integer")
-        for row, length in enumerate(lengths):
-            if not -length <= seed.position < length:
-                raise InvalidTarget(
-                    f"there is no position {seed.position} in row {row}: it has {length} tokens"
-                )
-        return [seed.position % length for length in lengths]
-    if readout.task == "masked":
-        return [_mask_position(row, batch, readout, model) for row in range(len(lengths))]
-    return [length - 1 for length in lengths]
-
-
-def _mask_position(row: int, batch: TokenBatch, readout: Readout, model: nn.Module) -> int:
-    mask_id = getattr(readout.tokenizer, "mask_token_id", None)
-    if mask_id is None:
-        lack = "this tokenizer has no mask token" if readout.tokenizer else "there is no tokenizer"
-        raise InvalidTarget(
-            f"{type(model).__name__} predicts the token at a mask, and {lack} to say where that "
-            "is: give another tokenizer=…, or position=…"
-        )
-    places = (batch.ids[row][batch.mask[row]] == mask_id).nonzero()[:, 0].tolist()
-    if len(places) != 1:
-        mask = readout.tokenizer.mask_token
-        found = f"at positions {places}" if places else "not at all"
+def _require_mask_or_equal_lengths(batch: TokenBatch, model: nn.Module) -> None:
+    if len(set(batch.lengths())) > 1 and not _takes_mask(model):
         raise InvalidInput(
-            f"{type(model).__name__} predicts the token at {mask}, which stands {found} in row "
-            f"{row}: write it once into the text, or give position=…"
+            f"{type(model).__name__} takes no attention_mask, so rows of different lengths "
+            f"({batch.lengths()} tokens) can't be told from padding: explain them one by one"
         )
-    return places[0]
 
 
 def _arguments(
@@ -191,31 +291,29 @@ def _arguments(
         },
         **batch.other,
     }
-    if "attention_mask" in parameters or any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
+    if _takes_mask(model):
         arguments["attention_mask"] = batch.right_padded(batch.mask.long()).to(device)
-    elif len(set(batch.lengths())) > 1:
-        raise InvalidInput(
-            f"{type(model).__name__} takes no attention_mask, so rows of different lengths "
-            f"({batch.lengths()} tokens) can't be told from padding: explain them one by one"
-        )
     if "use_cache" in parameters:
         arguments.setdefault("use_cache", False)
     if "logits_to_keep" in parameters and positions is not None:
-        arguments["logits_to_keep"] = torch.tensor(sorted(set(positions)), device=device)
+        arguments["logits_to_keep"] = torch.tensor(positions, device=device)
     return arguments
 
 
-def _explained_logits(
-    output: Any, positions: list[int] | None, length: int, readout: Readout, model: nn.Module
+def _logits_of(
+    output: Any, kept: list[int] | None, length: int, readout: Readout, model: nn.Module
 ) -> Tensor:
-    """The logits [batch, vocabulary] at the explained positions, in float32 or more."""
+    """The logits of an output [batch, positions, vocabulary], of a classifier [batch, 1, labels].
+
+    The positions are those in `kept`, or all.
+    """
     logits = getattr(output, "logits", None)
     if logits is None:
         logits = output[0] if isinstance(output, Sequence) else output
-    expected = 2 if positions is None else 3
+    expected = 2 if kept is None else 3
     if not isinstance(logits, Tensor) or logits.dim() != expected:
         shape = list(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
-        kind = "[batch, labels]" if positions is None else "[batch, tokens, vocabulary]"
+        kind = "[batch, labels]" if kept is None else "[batch, tokens, vocabulary]"
         raise InvalidModel(
             f"the output of {type(model).__name__} is {shape}, where {kind} was expected of a "
             f"{readout.task} model: explain it with `with composite.context(model):`"
@@ -225,29 +323,25 @@ def _explained_logits(
             f"{type(model).__name__} puts out {logits.shape[-1]} logits where {readout.size} were "
             f"expected of a {readout.task} model: explain it with `with composite.context(model):`"
         )
-    if positions is not None:
-        kept = sorted(set(positions))
-        if logits.shape[1] == len(kept):
-            columns = [kept.index(position) for position in positions]
-        elif logits.shape[1] == length:
-            columns = positions
-        else:
-            raise InvalidModel(
-                f"{type(model).__name__} puts out logits at {logits.shape[1]} positions for "
-                f"{length} tokens, so nothing says which position is whose: explain it with "
-                "`with composite.context(model):`"
-            )
-        rows = torch.arange(len(columns), device=logits.device)
-        logits = logits[rows, torch.tensor(columns, device=logits.device)]
-    return logits.to(compute_dtype(logits.dtype))
+    if kept is None:
+        return logits[:, None]
+    if logits.shape[1] not in (len(kept), length):
+        raise InvalidModel(
+            f"{type(model).__name__} puts out logits at {logits.shape[1]} positions for "
+            f"{length} tokens, so nothing says which position is whose: explain it with "
+            "`with composite.context(model):`"
+        )
+    return logits
 
 
-def _check_finite(logits: Tensor, positions: list[int] | None) -> None:
-    for row, values in enumerate(logits.detach()):
-        bad = int((~values.isfinite()).sum())
-        if bad:
-            where = "" if positions is None else f" at position {positions[row]}"
-            raise NonFiniteLogits(
-                f"{bad} of {len(values)} logits in row {row}{where} are NaN or infinite: check the "
-                "weights, or run the model in a wider dtype"
-            )
+def _check_finite(logits: Tensor, slots: Sequence[tuple[int | None, ...]], case: TextCase) -> None:
+    fine = logits.detach().isfinite()
+    if fine.all():
+        return
+    row, slot = (~fine.all(-1)).nonzero()[0].tolist()
+    bad = int((~fine[row, slot]).sum())
+    where = "" if case.readout.task == "label" else f" at position {slots[slot][row]}"
+    raise NonFiniteLogits(
+        f"{bad} of {logits.shape[-1]} logits in row {case.numbers[row]}{where} are NaN or "
+        "infinite: check the weights, or run the model in a wider dtype"
+    )

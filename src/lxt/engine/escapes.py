@@ -30,7 +30,15 @@ from lxt.engine.callsite import describe_callsite
 from lxt.engine.opaque import tensors_in
 from lxt.errors import UnknownOperation
 
-__all__ = ["FUNCTION_APPLY", "STOPS", "Escapes", "unseen_values", "written_by"]
+__all__ = [
+    "DESCRIBES",
+    "FUNCTION_APPLY",
+    "STOPS",
+    "Escapes",
+    "is_watched",
+    "unseen_values",
+    "written_by",
+]
 
 
 def _existing(*names: str) -> Iterator[Any]:
@@ -61,6 +69,17 @@ _WAYS_OUT: dict[Any, str] = {
     torch.autograd.grad: "it differentiates what the rules are in force for",
 }
 STOPS = frozenset((Tensor.detach, torch.detach, Tensor.data.__get__))  # pyright: ignore[reportAttributeAccessIssue]
+
+_DESCRIPTIONS = ("shape", "dtype", "device", "ndim", "requires_grad", "is_leaf", "layout", "is_cuda")
+DESCRIBES = frozenset(
+    (
+        *(getattr(Tensor, name).__get__ for name in _DESCRIPTIONS),
+        *_existing("size", "dim", "ndimension", "numel", "nelement", "stride", "__len__"),
+        *_existing("is_floating_point", "is_complex", "is_contiguous", "element_size"),
+        *(torch.is_floating_point, torch.is_complex, torch.numel),
+    )
+)
+"""What is asked of a tensor without its values."""
 
 _SETS_DATA = Tensor.data.__set__  # pyright: ignore[reportAttributeAccessIssue]
 # These end as in-place operations do, and write no value.
@@ -149,6 +168,10 @@ class Escapes:
                 return f"the dispatch mode {type(mode).__qualname__} decides what it computes"
         return None
 
+    def must_look(self, args: tuple[Any, ...]) -> bool:
+        """Whether `after` may have something to say of a call that isn't watched."""
+        return bool(_stopped.data) or self._is_foreign_here(args, _NOTHING)
+
     def _is_foreign_here(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> bool:
         """Whether something may compute by itself: a first, cheap look."""
         if torch._C._len_torch_dispatch_stack() > self._modes:
@@ -163,6 +186,15 @@ class Escapes:
             elif hasattr(cls, "__torch_function__") and _is_foreign(operand):
                 return True
         return False
+
+
+_NOTHING: Mapping[str, Any] = {}
+
+
+@functools.cache
+def is_watched(func: Any) -> bool:
+    """Whether a function may write to its operands, hand their values out of sight, or stop."""
+    return func in _WAYS_OUT or func in STOPS or _is_in_place(func)
 
 
 @functools.cache

@@ -14,7 +14,14 @@ from torch.overrides import TorchFunctionMode
 
 from lxt.composite import Rule, target_name
 from lxt.engine.checkpoint import reenter_checkpoint
-from lxt.engine.escapes import FUNCTION_APPLY, Escapes, unseen_values, written_by
+from lxt.engine.escapes import (
+    DESCRIBES,
+    FUNCTION_APPLY,
+    Escapes,
+    is_watched,
+    unseen_values,
+    written_by,
+)
 from lxt.engine.opaque import OpaqueOperations
 from lxt.engine.unknown import unknown_node, unknown_operation
 from lxt.errors import UnknownOperation
@@ -27,6 +34,9 @@ if TYPE_CHECKING:
     from lxt.propagation import Propagation
 
 __all__ = ["Observer", "RuleMode", "in_force", "is_inside", "outside_rules"]
+
+
+_depth = torch._C._len_torch_function_stack  # pyright: ignore[reportAttributeAccessIssue]
 
 
 class _InForce(threading.local):
@@ -90,6 +100,7 @@ class RuleMode(TorchFunctionMode):
         self._opaque = OpaqueOperations(propagation.composite.formulation)
         self._escapes = Escapes()
         self._suspensions = 0
+        self._depth = _depth() + 1
         self._within: list[Within] = []  # the rules of the modules that are running, that are so
         self._called: list[Callable[..., Any]] = []  # functions written in Python that have a rule
 
@@ -97,30 +108,40 @@ class RuleMode(TorchFunctionMode):
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:
         kwargs = kwargs or {}
-        if self._suspensions:
+        if self._suspensions or func in DESCRIBES:
             return func(*args, **kwargs)
         if not torch.is_grad_enabled():
-            self._require_sight(func, self._escapes.before_without_graph(func, args, kwargs))
-            result = func(*args, **kwargs)
-            self._escapes.after_without_graph(func, args, result)
-            if self.propagation.observer is not None:
-                self.propagation.observer.stopped(result)
-            return result
+            return self._without_graph(func, args, kwargs)
         if sys._getframe(1).f_code is FUNCTION_APPLY:
             # torch itself, at work on a Function's result under a lock that `grad_fn` would take
             return func(*args, **kwargs)
         reenter_checkpoint(self.propagation.reenter)
-        self._look_at(args, kwargs)
+        opaque = self._opaque
+        if opaque.must_look():
+            self._look_at(args, kwargs)
+        # Most calls write to nothing, and hand values to nobody: they take the shorter way.
+        watched = kwargs or is_watched(func)
         try:
-            self._require_sight(func, self._escapes.before(func, args, kwargs))
-            for x in written_by(func, args, kwargs):
-                if x.requires_grad:
-                    keep_operands(x)
+            if watched:
+                self._require_sight(func, self._escapes.before(func, args, kwargs))
+                for x in written_by(func, args, kwargs):
+                    if x.requires_grad:
+                        keep_operands(x)
             result = self._apply(func, args, kwargs)
-            self._require_sight(func, self._escapes.after(func, args, kwargs, result))
+            if watched or self._escapes.must_look(args):
+                self._require_sight(func, self._escapes.after(func, args, kwargs, result))
             return result
         finally:
-            self._opaque.after()
+            opaque.after()
+
+    def _without_graph(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Run a call where the model's code has switched gradients off."""
+        self._require_sight(func, self._escapes.before_without_graph(func, args, kwargs))
+        result = func(*args, **kwargs)
+        self._escapes.after_without_graph(func, args, result)
+        if self.propagation.observer is not None:
+            self.propagation.observer.stopped(result)
+        return result
 
     def _apply(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         rule = self._rule_of(func)
@@ -233,6 +254,10 @@ class RuleMode(TorchFunctionMode):
             return result
         finally:
             self._opaque.after()
+
+    def is_in_the_open(self) -> bool:
+        """Whether no module that is running has rules of its own, nor is another mode on top."""
+        return not self._within and _depth() == self._depth
 
     def run_within(
         self,

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
+from lxt.engine.walk import modules_in
 from lxt.errors import InvalidModel
 
 __all__ = ["ConstantParameters"]
@@ -32,10 +33,11 @@ class ConstantParameters:
 
     def __init__(self, model: nn.Module) -> None:
         self._places: list[tuple[nn.Module, str, _Frozen]] = []
-        for module in model.modules():
+        holding = [module for module in modules_in(model) if _holds_parameters(module)]
+        for module in holding:
             _require_leaves(module)
         with _lock:
-            for module in model.modules():
+            for module in holding:
                 for name, parameter in module._parameters.items():
                     if parameter is not None:
                         self._freeze(module, name, parameter)
@@ -64,6 +66,10 @@ class ConstantParameters:
                 if current.is_floating_point():
                     current.requires_grad_(True)
             self._places.clear()
+
+
+def _holds_parameters(module: nn.Module) -> bool:
+    return bool(module._parameters) or "_former_parameters" in module.__dict__
 
 
 def _require_leaves(module: nn.Module) -> None:

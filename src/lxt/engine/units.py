@@ -14,6 +14,7 @@ from lxt.composite import FunctionRule, Rule
 from lxt.engine.mode import in_force
 from lxt.engine.standins import StandIn
 from lxt.engine.verify import verified
+from lxt.fusion.unit import FusedUnit
 from lxt.rules.registry import Family
 from lxt.structure import Within
 
@@ -111,6 +112,10 @@ class Unit(StandIn):
         if mode is None or rules is None or not torch.is_grad_enabled():
             return self.original(*args, **kwargs)
         written, rule = rules
+        if isinstance(written, FusedUnit) and not (
+            written.takes(args, kwargs) and mode.is_in_the_open()
+        ):
+            return self.original(*args, **kwargs)
         if isinstance(written, Within):
             return mode.run_within(self.module, written, rule, args, kwargs)
         return mode.run_unit(self.module, written, rule, self.original, args, kwargs)

@@ -115,8 +115,25 @@ def _curve(operation: Operation, args: Sequence[Any], gates: bool) -> Curve:
     return Curve("clamp" if operation in _CLAMPS else "", gates=gates)
 
 
+def out_of_place(
+    operation: Operation, args: Sequence[Any], kwargs: dict[str, Any]
+) -> tuple[Sequence[Any], dict[str, Any], bool]:
+    """The arguments of a call after its operand, less `inplace`, and whether that was asked for."""
+    inplace = kwargs.get("inplace", False)
+    position = INPLACE_POSITIONS.get(operation)
+    if position is not None:
+        kwargs = {name: value for name, value in kwargs.items() if name != "inplace"}
+        if len(args) >= position:  # `args` lacks the first one
+            inplace, args = args[position - 1], args[: position - 1]
+    return args, kwargs, inplace
+
+
+Slope = Callable[..., Tensor]
+"""The secant slope of an operation, called with its arguments; the operand in float32 or more."""
+
+
 def replaced(
-    slope: Callable[..., Tensor],
+    slope: Slope,
     operation: Operation,
     x: Tensor,
     args: Any,
@@ -124,12 +141,7 @@ def replaced(
     gates: bool = True,
 ) -> Tensor:
     """Call `operation` with the secant slope in the backward pass; in place if asked to."""
-    inplace = kwargs.get("inplace", False)
-    position = INPLACE_POSITIONS.get(operation)
-    if position is not None:
-        kwargs = {name: value for name, value in kwargs.items() if name != "inplace"}
-        if len(args) >= position:  # `args` lacks the first one
-            inplace, args = args[position - 1], args[: position - 1]
+    args, kwargs, inplace = out_of_place(operation, args, kwargs)
     require_constant(**{f"{n}": value for n, value in enumerate(args, start=1)} | kwargs)
     if not x.requires_grad:
         y = operation(x, *args, **kwargs)
@@ -144,42 +156,46 @@ def replaced(
     return x.copy_(y) if inplace else y
 
 
+SlopeOf = Callable[[Operation, torch.dtype], Slope]
+"""The secant slope of an operation that computes in some precision."""
+
+
 @dataclass(frozen=True)
 class Elementwise(Family):
     """The rule of an element-wise operation; `gates` as for `elementwise`."""
 
     gates: bool = True
+    slope_of: SlopeOf | None = None
+    """None where the slope depends on more than the operand, such as what made it."""
 
 
-def elementwise(slope: Callable[..., Tensor], gates: bool = True) -> Elementwise:
+def _elementwise(name: str, slope_of: SlopeOf, gates: bool) -> Elementwise:
+    def apply(operation: Operation, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        return replaced(slope_of(operation, x.dtype), operation, x, args, kwargs, gates)
+
+    return Elementwise(apply, name, gates, slope_of)
+
+
+def elementwise(slope: Slope, gates: bool = True) -> Elementwise:
     """The rule of an element-wise operation whose secant slope is `slope(x, *arguments)`.
 
     `slope` takes the arguments of the operation, but for `inplace`. `gates` says whether CP-LRP
     takes the output for a gate where it multiplies something.
     """
-
-    def apply(operation: Operation, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        return replaced(slope, operation, x, args, kwargs, gates)
-
-    return Elementwise(apply, "secant", gates)
+    return _elementwise("secant", lambda operation, dtype: slope, gates)
 
 
-def by_value(gates: bool) -> Callable[..., Tensor]:
-    """The rule of an element-wise operation without a closed form: the slope from its values."""
+def _from_values(operation: Operation, dtype: torch.dtype) -> Slope:
+    def slope(v: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        return numeric_slope(lambda u: operation(u, *args, **kwargs), v)
 
-    def apply(operation: Operation, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        def slope(v: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-            return numeric_slope(lambda u: operation(u, *args, **kwargs), v)
-
-        return replaced(slope, operation, x, args, kwargs, gates)
-
-    return apply
+    return slope
 
 
-ratio = Elementwise(by_value(gates=True), "ratio")
-"""For activations, which are gates where they multiply."""
+ratio = _elementwise("ratio", _from_values, gates=True)
+"""For activations without a closed form, which are gates where they multiply."""
 
-curve = Elementwise(by_value(gates=False), "curve", gates=False)
+curve = _elementwise("curve", _from_values, gates=False)
 """For other functions, which are not."""
 
 
@@ -199,10 +215,7 @@ def random_slope(
     return ratio.function(operation, x, lower, upper, training, *args, **kwargs)
 
 
-def whole(operation: Operation, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-    """The rule `unit`."""
-    dtype = x.dtype  # and not x itself, which nothing but autograd may keep
-
+def _of_the_whole(operation: Operation, dtype: torch.dtype) -> Slope:
     def slope(v: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         # Parameters have the precision of the model, which may be less than the slope's.
         def f(u: Tensor) -> Tensor:
@@ -210,10 +223,10 @@ def whole(operation: Operation, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
 
         return numeric_slope(f, v, dtype)
 
-    return replaced(slope, operation, x, args, kwargs)
+    return slope
 
 
-unit = Elementwise(whole, "unit")
+unit = _elementwise("unit", _of_the_whole, gates=True)
 """Any element-wise function of its first argument, made of whatever operations, as one unit.
 
 For a module class or a function that is a composition: Eq. 9 for all of it, where rules for the

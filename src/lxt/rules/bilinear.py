@@ -20,7 +20,9 @@ from torch import Tensor
 from lxt.gradients import (
     carries_relevance,
     compute_dtype,
+    curve_of,
     is_gate,
+    multiply,
     scale,
     stop,
     substitute,
@@ -111,12 +113,33 @@ def product(operation: Operation, *args: Any, **kwargs: Any) -> Any:
 
 
 @family
+def elementwise_product(operation: Operation, *args: Any, **kwargs: Any) -> Any:
+    """As `product`, element by element; a non-linearity's output is not kept for it."""
+    if len(args) == 2 and not kwargs and all(map(carries_relevance, args)):
+        a, b = args
+        if _made_by_secant(a, b):
+            require_own(a)
+            require_own(b)
+            return multiply(a, b, (0.5, 0.5))
+    return product.function(operation, *args, **kwargs)
+
+
+def _made_by_secant(a: Tensor, b: Tensor) -> bool:
+    """Whether one of two tensors that are alike came out of a non-linearity, and is as it was."""
+    alike = a.shape == b.shape and a.dtype is b.dtype and a.device == b.device
+    return alike and any(curve_of(x.grad_fn) is not None for x in (a, b))
+
+
+@family
 def weighted(operation: Operation, *args: Any, **kwargs: Any) -> Any:
     """A product with a weight, which is a constant if it is a parameter of the model.
 
     A parameter of another model would pass for a factor that carries relevance.
     """
-    require_own(kwargs.get("weight", args[1] if len(args) > 1 else None))
+    weight = kwargs.get("weight", args[1] if len(args) > 1 else None)
+    if isinstance(weight, Tensor) and not weight.requires_grad:
+        return operation(*args, **kwargs)
+    require_own(weight)
     return product.function(operation, *args, **kwargs)
 
 
@@ -138,7 +161,7 @@ _products = [
     sample(complex_t(2, 3), complex_t(2, 3, constant=True)),  # rotary embeddings
     *(sample(complex_t(2, 3), complex_t(3)), sample(complex_t(2, 3), y)),
 ]
-rule(*ELEMENTWISE, source=PRODUCT, samples=_products)(product)
+rule(*ELEMENTWISE, source=PRODUCT, samples=_products)(elementwise_product)
 rule(*IN_PLACE, source=PRODUCT, samples=_products)(in_place(product, torch.mul))
 _matrix_products = [sample(matrix, other), sample(matrix, constant_matrix)]
 _complex_matrices = sample(complex_t(2, 3), complex_t(3, 4))

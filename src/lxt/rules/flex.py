@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from lxt.gradients import stop
-from lxt.rules.attention import attention_shares
+from lxt.rules.attention import scaled_operands
 from lxt.rules.bilinear import product, quotient
 from lxt.rules.elementary import passthrough
 from lxt.rules.registry import REGISTRY, Operation, Refusal, family, operation_name
@@ -57,7 +57,7 @@ def flex_attention(
     """A quarter each to query and key, half to the value, as for any attention."""
     if query.requires_grad or key.requires_grad:
         require_linear(score_mod, query)
-    query, key, value, _ = attention_shares(query, key, value)
+    query, key, value, _ = scaled_operands(query, key, value)
     return operation(query, key, value, score_mod, *rest)
 
 

@@ -6,10 +6,13 @@ from typing import TYPE_CHECKING
 from jinja2 import Environment, PackageLoader, StrictUndefined, Template
 
 from lxt.views import colour
-from lxt.views.summary import summarise
+from lxt.views.summary import headings, summarise
 
 if TYPE_CHECKING:
     from lxt.explanation import Explanation
+
+MOST_IN_A_FRAGMENT = 8
+"""Of more explanations for many targets, a fragment shows only so many."""
 
 
 def page(explanation: "Explanation") -> str:
@@ -27,14 +30,26 @@ def fragment(explanation: "Explanation") -> str:
 
 
 def _render(explanation: "Explanation", *, complete: bool) -> str:
+    rows, names = explanation.rows(), headings(explanation, counted=False)
+    if explanation.is_many and not complete:
+        rows = rows[:MOST_IN_A_FRAGMENT]
     return _template().render(
-        rows=[summarise(row) for row in explanation.rows()],
-        batch=explanation.is_batch,
+        rows=[summarise(row) for row in rows],
+        headings=[name[:1].upper() + name[1:] for name in names[: len(rows)]],
+        left_out=len(names) - len(rows),
+        title=_title(explanation, len(names)),
         complete=complete,
         levels=range(-colour.LEVELS, colour.LEVELS + 1),
         light=colour.LIGHT,
         dark=colour.DARK,
     )
+
+
+def _title(explanation: "Explanation", count: int) -> str:
+    """Return the title of a page of several explanations; empty for a single one's own."""
+    if explanation.is_many:
+        return f"Relevance for {count} targets"
+    return f"Relevance in a batch of {count}" if explanation.is_batch else ""
 
 
 @cache

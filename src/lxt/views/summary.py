@@ -16,6 +16,7 @@ _WORDS = {
     "logit": "logit of {}",
     "contrast": "logit difference {}",
     "label": "label {}",
+    "sum": "sum of {}",
 }
 
 
@@ -94,6 +95,25 @@ def summarise(row: "Explanation") -> Summary:
         value_number=number(target.value).removeprefix("+"),
         provenance=provenance,
     )
+
+
+def headings(explanation: "Explanation", *, counted: bool) -> list[str]:
+    """Return a heading for each of ``explanation.rows()``; of a single one none is needed.
+
+    With ``counted`` it says out of how many.
+    """
+
+    def named(what: str, count: int) -> list[str]:
+        return [f"{what} {i} of {count}" if counted else f"{what} {i}" for i in range(count)]
+
+    rows = named("row", len(explanation)) if explanation.is_batch else [""]
+    if not explanation.is_many:
+        return rows
+    return [
+        f"{row}, {target}" if row else target
+        for row, part in zip(rows, explanation.inputs(), strict=True)
+        for target in named("target", len(part))
+    ]
 
 
 def number_format(largest: float) -> Callable[[float], str]:

@@ -14,13 +14,15 @@ from rich.table import Column, Table
 from rich.text import Text
 
 from lxt.views import colour
-from lxt.views.summary import ShownToken, Summary, summarise
+from lxt.views.summary import ShownToken, Summary, headings, summarise
 
 if TYPE_CHECKING:
     from lxt.explanation import Explanation
 
 MOST_IN_ORDER = 24
 """Up to so many tokens are all listed, in their order."""
+MOST_TARGETS = 8
+"""Of more explanations for many targets, only so many are shown."""
 STRONGEST = 16
 """Of more tokens, only so many are listed, the strongest first."""
 
@@ -61,14 +63,19 @@ def printed(renderable: RenderableType) -> str:
 
 
 def render(explanation: "Explanation") -> RenderableType:
-    """Return the explanation, or the rows of a batch one below the other, for a rich console."""
+    """Return the explanation, or those of rows and targets one below the other, for a console.
+
+    Of many targets only the first are shown.
+    """
     rows = explanation.rows()
-    if not explanation.is_batch:
+    if not explanation.is_batch and not explanation.is_many:
         return _Row(summarise(rows[0]))
+    shown = rows[:MOST_TARGETS] if explanation.is_many else rows
     parts: list[RenderableType] = []
-    for i, row in enumerate(rows):
-        parts += [Text(f"row {i} of {len(rows)}", style="bold reverse"), _Row(summarise(row))]
-        parts.append(Text())
+    for heading, row in zip(headings(explanation, counted=True), shown, strict=False):
+        parts += [Text(heading, style="bold reverse"), _Row(summarise(row)), Text()]
+    if len(rows) > len(shown):
+        parts += [Text(f"… and {len(rows) - len(shown)} more: e[i] has one", style="dim"), Text()]
     return Group(*parts[:-1])
 
 

@@ -1,0 +1,243 @@
+"""MLPs: a non-linearity between linear layers, with a gate or without.
+
+With u = up(x), v = gate(x), f the element-wise function and s its secant slope, y = down(f(v) · u):
+
+    h = Wdᵀ g,   ∂u = a · h · f(v),   ∂v = b · h · u · s(v),   ∂x = Wuᵀ ∂u + Wgᵀ ∂v
+
+with a = b = ½ by the rule of products (Achtibat et al. 2024, Eq. 9 and Prop. 3.3), and a = 1, b = 0
+where a gate is a constant (Ali et al. 2022). What is kept is v, and x, from which u is computed
+again: one product of matrices more, in return for the largest tensor that there is. Where the gate
+is constant it is f(v) alone. Without a gate it is v.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.autograd import Function
+
+from lxt.fusion.affine import Affine, is_bare, is_plain_tensor, kind_of_affine
+from lxt.gradients import compute_dtype
+
+__all__ = ["Activation", "mlp_candidates", "mlp_widths", "parts_are_bare"]
+
+
+@dataclass(frozen=True)
+class Activation:
+    """The element-wise function of an MLP, as its recorded call tells.
+
+    Attributes:
+        call: computes it from a module (the MLP) and the operand; never in place.
+        slope: its secant slope, in float32 or more.
+        through_origin: whether f(0) = 0, so that f(v) = v · s(v).
+
+    """
+
+    call: Callable[[nn.Module, Tensor], Tensor]
+    slope: Callable[[nn.Module, Tensor], Tensor]
+    through_origin: bool
+
+
+Split = Callable[[Tensor], tuple[Tensor, Tensor]]
+"""Takes what one layer puts out for gate and up apart, along the last dimension."""
+
+
+def _halves(x: Tensor) -> tuple[Tensor, Tensor]:
+    first, second = x.chunk(2, -1)
+    return first, second
+
+
+def _swapped(x: Tensor) -> tuple[Tensor, Tensor]:
+    first, second = x.chunk(2, -1)
+    return second, first
+
+
+def _interleaved(x: Tensor) -> tuple[Tensor, Tensor]:
+    return x[..., ::2], x[..., 1::2]
+
+
+_SPLITS: tuple[Split, ...] = (_halves, _swapped, _interleaved)
+
+
+@dataclass(frozen=True)
+class _Gated:
+    """The parts of one gated MLP; `both` where one layer computes gate and up."""
+
+    module: nn.Module
+    activation: Activation
+    gate: Affine
+    up: Affine
+    down: Affine
+    both: Affine | None
+    split: Split
+    shares: tuple[float, float]
+
+    def project(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        return (self.gate(x), self.up(x)) if self.both is None else self.split(self.both(x))
+
+
+class _GatedMLP(Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, parts: _Gated) -> Tensor:
+        with torch._C.DisableTorchFunction():
+            gate, up = parts.project(x)
+            activated = parts.activation.call(parts.module, gate)
+            weights = parts.gate.weight, parts.up.weight, parts.up.bias, parts.down.weight
+            ctx.activation, ctx.module, ctx.shares = parts.activation, parts.module, parts.shares
+            if not parts.shares[1]:
+                ctx.save_for_backward(activated, None, *weights)
+                return parts.down(activated * up)
+            # A half of what one layer put out would keep the other half alive.
+            kept = gate if parts.both is None else gate.contiguous()
+            ctx.save_for_backward(kept, x, *weights)
+            return parts.down(activated.mul_(up))
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Any) -> Any:
+        (g,) = gradients
+        kept, x, gate_weight, up_weight, up_bias, down_weight = ctx.saved_tensors
+        up_share, gate_share = ctx.shares
+        if not gate_share:
+            return (torch.matmul(g, down_weight).mul_(kept) @ up_weight), None
+        with torch._C.DisableTorchFunction():
+            slope = ctx.activation.slope(ctx.module, kept.to(compute_dtype(kept.dtype)))
+            up = F.linear(x, up_weight, up_bias)
+            h = torch.matmul(g * up_share, down_weight)
+            if ctx.activation.through_origin:
+                h = h.mul_(slope.to(h.dtype))
+                to_up = h * kept
+            else:
+                to_up = h * ctx.activation.call(ctx.module, kept)
+                h = h.mul_(slope.to(h.dtype))
+            found = torch.matmul(to_up, up_weight)
+            return found.add_(torch.matmul(h.mul_(up), gate_weight)), None
+
+
+class _PlainMLP(Function):
+    @staticmethod
+    def forward(
+        ctx: Any, x: Tensor, module: nn.Module, activation: Activation, into: Affine, out: Affine
+    ) -> Tensor:
+        with torch._C.DisableTorchFunction():
+            hidden = into(x)
+            ctx.activation, ctx.module = activation, module
+            ctx.save_for_backward(hidden, into.weight, out.weight)
+            return out(activation.call(module, hidden))
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Any) -> Any:
+        (g,) = gradients
+        hidden, into, out = ctx.saved_tensors
+        with torch._C.DisableTorchFunction():
+            slope = ctx.activation.slope(ctx.module, hidden.to(compute_dtype(hidden.dtype)))
+            h = torch.matmul(g, out).mul_(slope.to(g.dtype))
+            return torch.matmul(h, into), None, None, None, None
+
+
+# Layers that no MLP has between its linear ones, such as a norm's.
+_STANDARD = (nn.LayerNorm, nn.RMSNorm, nn.Embedding, nn.modules.conv._ConvNd)
+
+
+def affine_names(module: nn.Module) -> list[str]:
+    """The names of the linear layers among a module's children."""
+    return [name for name, child in module._modules.items() if child and kind_of_affine(child)]
+
+
+def _affine(module: nn.Module, name: str) -> Affine:
+    return Affine.of(module._modules[name])  # pyright: ignore[reportArgumentType]
+
+
+def mlp_widths(module: nn.Module) -> list[int]:
+    """The numbers of channels that a module may be the MLP of: it holds two or three layers."""
+    children = module._modules
+    if not 2 <= len(children) <= 6 or module._parameters or module._buffers:
+        return []
+    names = affine_names(module)
+    if not 2 <= len(names) <= 3:
+        return []
+    for name, child in children.items():
+        if child is None or child._modules:
+            return []
+        held = [p for p in child._parameters.values() if p is not None]
+        if not all(map(is_plain_tensor, held)):
+            return []
+        if held and name not in names and isinstance(child, _STANDARD):
+            return []
+    return list(dict.fromkeys(_affine(module, name).weight.shape[1] for name in names))
+
+
+def parts_are_bare(module: nn.Module) -> bool:
+    """Whether nobody looks at what goes through the parts of an MLP."""
+    return all(child is not None and is_bare(child) for child in module._modules.values())
+
+
+Run = Callable[[nn.Module, Tensor], Tensor]
+
+
+def mlp_candidates(
+    module: nn.Module, activation: Activation, width: int
+) -> Iterator[tuple[str, Run]]:
+    """What a module of this structure may compute of `width` channels, with names."""
+    names = affine_names(module)
+    if len(names) == 3:
+        for gate in names:
+            for up in names:
+                down = [name for name in names if name not in (gate, up)]
+                if len(down) == 1 and _fit(module, gate, up, down[0], width):
+                    for shares in _SHARES:
+                        yield "gated MLP", _gated(activation, gate, up, down[0], shares)
+        return
+    for into, out in (names, names[::-1]):
+        first, last = (_affine(module, name).weight.shape for name in (into, out))
+        if first[1] != width:
+            continue
+        if first[0] == last[1]:
+            yield "MLP", _plain(activation, into, out)
+        if first[0] == 2 * last[1]:
+            for split in _SPLITS:
+                for shares in _SHARES:
+                    yield "gated MLP", _joined(activation, into, out, split, shares)
+
+
+_SHARES = ((0.5, 0.5), (1.0, 0.0))
+
+
+def _fit(module: nn.Module, gate: str, up: str, down: str, width: int) -> bool:
+    first, second, last = (_affine(module, name).weight.shape for name in (gate, up, down))
+    return first == second and first[1] == width and first[0] == last[1]
+
+
+def _gated(
+    activation: Activation, gate: str, up: str, down: str, shares: tuple[float, float]
+) -> Run:
+    def run(module: nn.Module, x: Tensor) -> Tensor:
+        layers = [_affine(module, name) for name in (gate, up, down)]
+        parts = _Gated(module, activation, *layers, None, _halves, shares)
+        return _GatedMLP.apply(x, parts)  # pyright: ignore[reportReturnType]
+
+    return run
+
+
+def _joined(
+    activation: Activation, into: str, out: str, split: Split, shares: tuple[float, float]
+) -> Run:
+    def run(module: nn.Module, x: Tensor) -> Tensor:
+        both = _affine(module, into)
+        gate, up = both.split(split)
+        parts = _Gated(module, activation, gate, up, _affine(module, out), both, split, shares)
+        return _GatedMLP.apply(x, parts)  # pyright: ignore[reportReturnType]
+
+    return run
+
+
+def _plain(activation: Activation, into: str, out: str) -> Run:
+    def run(module: nn.Module, x: Tensor) -> Tensor:
+        layers = [_affine(module, name) for name in (into, out)]
+        return _PlainMLP.apply(x, module, activation, *layers)  # pyright: ignore[reportReturnType]
+
+    return run
