@@ -22,7 +22,9 @@ from lxt.testing import check_model
 
 WIDTH, INNER = 6, 10
 DTYPES = [torch.float64, torch.float32, torch.bfloat16, torch.float16]
-over_composites = pytest.mark.parametrize("composite", [lxt.attnlrp, lxt.cp_lrp], ids=lambda c: c.name)
+over_composites = pytest.mark.parametrize(
+    "composite", [lxt.attnlrp, lxt.cp_lrp], ids=lambda c: c.name
+)
 
 
 class Gated(nn.Module):
@@ -228,7 +230,9 @@ class LayerNorm(nn.Module):
         return self.weight * x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + self.eps)
 
 
-@pytest.mark.parametrize("make", [Clamped, Scaled, Twice, OfTwo, LayerNorm], ids=lambda c: c.__name__)
+@pytest.mark.parametrize(
+    "make", [Clamped, Scaled, Twice, OfTwo, LayerNorm], ids=lambda c: c.__name__
+)
 def test_what_only_resembles_a_unit_is_none(make: Any) -> None:
     assert counts(Model(make)) == {}
 

@@ -23,6 +23,7 @@ __all__ = [
     "carries_relevance",
     "compute_dtype",
     "curve_of",
+    "is_batched",
     "is_gate",
     "keep_operands",
     "multiply",
@@ -47,6 +48,15 @@ def carries_relevance(value: Any) -> bool:
 def compute_dtype(dtype: torch.dtype) -> torch.dtype:
     """The precision for slopes, statistics and sums of `dtype`: float32 or more."""
     return torch.promote_types(dtype, torch.float32)
+
+
+_VMAPS = [torch._C._parse_dispatch_key(name) for name in ("Batched", "FuncTorchBatched")]  # pyright: ignore[reportAttributeAccessIssue]
+
+
+def is_batched(g: Tensor) -> bool:
+    """Whether a gradient is a batch of them: of autograd's `is_grads_batched`, or torch.func's."""
+    keys = torch._C._dispatch_keys(g)
+    return any(map(keys.has, _VMAPS))
 
 
 def stop(x: Tensor) -> Tensor:

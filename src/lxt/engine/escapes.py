@@ -70,7 +70,16 @@ _WAYS_OUT: dict[Any, str] = {
 }
 STOPS = frozenset((Tensor.detach, torch.detach, Tensor.data.__get__))  # pyright: ignore[reportAttributeAccessIssue]
 
-_DESCRIPTIONS = ("shape", "dtype", "device", "ndim", "requires_grad", "is_leaf", "layout", "is_cuda")
+_DESCRIPTIONS = (
+    "shape",
+    "dtype",
+    "device",
+    "ndim",
+    "requires_grad",
+    "is_leaf",
+    "layout",
+    "is_cuda",
+)
 DESCRIBES = frozenset(
     (
         *(getattr(Tensor, name).__get__ for name in _DESCRIPTIONS),

@@ -75,9 +75,7 @@ class OpaqueOperations:
 
     def must_look(self) -> bool:
         """Whether `before` may have something to say: the shorter way for most calls."""
-        return (
-            bool(self._starts) or next_number() != self._next or _functorch_depth() is not None
-        )
+        return bool(self._starts) or next_number() != self._next or _functorch_depth() is not None
 
     def before(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> str | None:
         """Look at the operands of a call that was seen.

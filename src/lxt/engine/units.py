@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from lxt.composite import FunctionRule, Rule
+from lxt.engine.compiled import as_written
 from lxt.engine.mode import in_force
 from lxt.engine.standins import StandIn
 from lxt.engine.verify import verified
@@ -56,7 +57,7 @@ class Entrance(StandIn):
         propagation = self.propagation
         if propagation is None:
             return self.original(*args, **kwargs)
-        return propagation.run(self.original, args, kwargs)
+        return as_written(propagation.run, self.original, args, kwargs)
 
     def remove(self) -> None:
         """Take it off; others who keep it in place need not keep the propagation."""

@@ -129,9 +129,7 @@ def _structure(module: nn.Module) -> tuple[Any, ...]:
 
 def _own(module: nn.Module) -> tuple[Any, ...]:
     state = module.__dict__
-    settings = tuple(
-        (name, value) for name, value in state.items() if isinstance(value, _SETTINGS)
-    )
+    settings = tuple((name, value) for name, value in state.items() if isinstance(value, _SETTINGS))
     # Functions and configurations are what they are by identity; held, so that it stays theirs.
     others = tuple(
         (name, _Same(value))

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from torch.autograd import Function
 
 from lxt.fusion.affine import Affine, is_bare, is_plain_tensor, kind_of_affine
+from lxt.fusion.rows import on_live_rows
 from lxt.gradients import compute_dtype
 
 __all__ = ["Activation", "mlp_candidates", "mlp_widths", "parts_are_bare"]
@@ -99,23 +100,30 @@ class _GatedMLP(Function):
 
     @staticmethod
     def backward(ctx: Any, *gradients: Any) -> Any:
-        (g,) = gradients
-        kept, x, gate_weight, up_weight, up_bias, down_weight = ctx.saved_tensors
-        up_share, gate_share = ctx.shares
-        if not gate_share:
-            return (torch.matmul(g, down_weight).mul_(kept) @ up_weight), None
+        kept, x, *weights = ctx.saved_tensors
         with torch._C.DisableTorchFunction():
-            slope = ctx.activation.slope(ctx.module, kept.to(compute_dtype(kept.dtype)))
-            up = F.linear(x, up_weight, up_bias)
-            h = torch.matmul(g * up_share, down_weight)
-            if ctx.activation.through_origin:
-                h = h.mul_(slope.to(h.dtype))
-                to_up = h * kept
-            else:
-                to_up = h * ctx.activation.call(ctx.module, kept)
-                h = h.mul_(slope.to(h.dtype))
-            found = torch.matmul(to_up, up_weight)
-            return found.add_(torch.matmul(h.mul_(up), gate_weight)), None
+            return on_live_rows(
+                lambda *rows: _gated_gradient(ctx, weights, *rows), *gradients, kept, x
+            ), None
+
+
+def _gated_gradient(
+    ctx: Any, weights: list[Any], g: Tensor, kept: Tensor, x: Tensor | None
+) -> Tensor:
+    gate_weight, up_weight, up_bias, down_weight = weights
+    if x is None:
+        return torch.matmul(g, down_weight).mul_(kept) @ up_weight
+    slope = ctx.activation.slope(ctx.module, kept.to(compute_dtype(kept.dtype)))
+    up = F.linear(x, up_weight, up_bias)
+    h = torch.matmul(g * ctx.shares[0], down_weight)
+    if ctx.activation.through_origin:
+        h = h.mul_(slope.to(h.dtype))
+        to_up = h * kept
+    else:
+        to_up = h * ctx.activation.call(ctx.module, kept)
+        h = h.mul_(slope.to(h.dtype))
+    found = torch.matmul(to_up, up_weight)
+    return found.add_(torch.matmul(h.mul_(up), gate_weight))
 
 
 class _PlainMLP(Function):
@@ -133,10 +141,13 @@ class _PlainMLP(Function):
     def backward(ctx: Any, *gradients: Any) -> Any:
         (g,) = gradients
         hidden, into, out = ctx.saved_tensors
-        with torch._C.DisableTorchFunction():
+
+        def compute(g: Tensor, hidden: Tensor) -> Tensor:
             slope = ctx.activation.slope(ctx.module, hidden.to(compute_dtype(hidden.dtype)))
-            h = torch.matmul(g, out).mul_(slope.to(g.dtype))
-            return torch.matmul(h, into), None, None, None, None
+            return torch.matmul(torch.matmul(g, out).mul_(slope.to(g.dtype)), into)
+
+        with torch._C.DisableTorchFunction():
+            return on_live_rows(compute, g, hidden), None, None, None, None
 
 
 # Layers that no MLP has between its linear ones, such as a norm's.

@@ -93,9 +93,7 @@ def norm_candidates(module: nn.Module) -> Iterator[Callable[[nn.Module, Tensor],
     """What a module of this structure may compute."""
     (name,) = module._parameters
     small = [k for k, v in module.__dict__.items() if isinstance(v, float) and 0 < v < 0.1]
-    for eps, invert, (scaled, added) in product(
-        small, (torch.rsqrt, _reciprocal_root), _WEIGHTED
-    ):
+    for eps, invert, (scaled, added) in product(small, (torch.rsqrt, _reciprocal_root), _WEIGHTED):
 
         def run(
             module: nn.Module,

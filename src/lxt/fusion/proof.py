@@ -107,7 +107,7 @@ def reference(module: nn.Module, composite: Composite, width: int, like: Tensor)
     if isinstance(forward, StandIn):  # that of whoever asks, who is not to be asked in turn
         forward = forward.original
     with torch.enable_grad():
-        output = propagation.run(forward, (probe,), {})
+        output = propagation.run(forward, (probe,), {}, is_call=True)  # whatever hooks it has
     if not isinstance(output, Tensor) or output.shape[:-1] != probe.shape[:-1]:
         raise TypeError("its output is no tensor of the operand's layout")
     upstream = _probe(output.shape[-1], output.detach())
@@ -115,9 +115,7 @@ def reference(module: nn.Module, composite: Composite, width: int, like: Tensor)
     return Reference(probe.detach(), upstream, output.detach(), gradient, calls.found)
 
 
-def agrees(
-    module: nn.Module, run: Callable[[nn.Module, Tensor], Tensor], known: Reference
-) -> bool:
+def agrees(module: nn.Module, run: Callable[[nn.Module, Tensor], Tensor], known: Reference) -> bool:
     """Whether a unit computes what a module does, and hands back what the rules within do."""
     if not all(_is_ours(call.rule) for call in known.calls):
         return False

@@ -105,28 +105,25 @@ def replace_operands(
     return (*args[:first], *changed[:places], *args[last:]), kwargs | named
 
 
+ELEMENTWISE = tuple(spelled("mul", "multiply"))
+
+
 @family
 def product(operation: Operation, *args: Any, **kwargs: Any) -> Any:
     """A product in any sense (element-wise, matrix, outer): half to each, R_a = a · g_a / 2."""
+    if operation in ELEMENTWISE and len(args) == 2 and not kwargs and _has_activation(*args):
+        for factor in args:
+            require_own(factor)
+        return multiply(*args, (0.5, 0.5))
     args, kwargs = replace_operands(args, kwargs, 0, SECOND, share)
     return operation(*args, **kwargs)
 
 
-@family
-def elementwise_product(operation: Operation, *args: Any, **kwargs: Any) -> Any:
-    """As `product`, element by element; a non-linearity's output is not kept for it."""
-    if len(args) == 2 and not kwargs and all(map(carries_relevance, args)):
-        a, b = args
-        if _made_by_secant(a, b):
-            require_own(a)
-            require_own(b)
-            return multiply(a, b, (0.5, 0.5))
-    return product.function(operation, *args, **kwargs)
-
-
-def _made_by_secant(a: Tensor, b: Tensor) -> bool:
-    """Whether one of two tensors that are alike came out of a non-linearity, and is as it was."""
-    alike = a.shape == b.shape and a.dtype is b.dtype and a.device == b.device
+def _has_activation(a: Any, b: Any) -> bool:
+    """Whether one of two factors, alike in shape, came out of a non-linearity and is as it was."""
+    if not (carries_relevance(a) and carries_relevance(b)) or a.shape != b.shape:
+        return False
+    alike = a.dtype is b.dtype and a.device == b.device
     return alike and any(curve_of(x.grad_fn) is not None for x in (a, b))
 
 
@@ -154,14 +151,13 @@ x, y, weight = t(2, 3), t(2, 3), constant_t(2, 3)
 matrix, other, constant_matrix = t(2, 3), t(3, 4), constant_t(3, 4)
 batch, other_batch = t(2, 2, 3), t(2, 3, 4)
 
-ELEMENTWISE = tuple(spelled("mul", "multiply"))
 IN_PLACE = tuple(spelled("mul_", "multiply_"))
 _products = [
     *(sample(x, y), sample(x, t(3)), sample(x, weight)),
     sample(complex_t(2, 3), complex_t(2, 3, constant=True)),  # rotary embeddings
     *(sample(complex_t(2, 3), complex_t(3)), sample(complex_t(2, 3), y)),
 ]
-rule(*ELEMENTWISE, source=PRODUCT, samples=_products)(elementwise_product)
+rule(*ELEMENTWISE, source=PRODUCT, samples=_products)(product)
 rule(*IN_PLACE, source=PRODUCT, samples=_products)(in_place(product, torch.mul))
 _matrix_products = [sample(matrix, other), sample(matrix, constant_matrix)]
 _complex_matrices = sample(complex_t(2, 3), complex_t(3, 4))

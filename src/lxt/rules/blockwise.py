@@ -15,14 +15,17 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import NamedTuple
+from itertools import product
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
+from lxt.gradients import is_batched
+
 __all__ = ["Shares", "attention_gradients", "fits"]
 
-_BLOCK = 64
+_BLOCK = 128
 """Queries in a block: so few that its scores stay in a processor's cache."""
 
 
@@ -48,59 +51,61 @@ def fits(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> bool
 
 
 @dataclass(frozen=True)
-class _Scores:
-    """The attention weights of a block of queries, computed when they are asked for.
+class _Call:
+    """What attention was called with; heads that share their keys are rows of one matrix.
 
-    Heads that share their keys are rows of one matrix: [batch, key heads, group · queries, keys].
+    Attributes:
+        query: [batch, key heads, group, queries, channels].
+        key: [batch, key heads, keys, channels].
+        value: [batch, key heads, keys, channels of values], or None if only ∂v is asked for.
+        mask: None, or [batch, key heads, group, queries, keys], expanded.
+        is_causal: whether query i sees the keys up to i only.
+        scale: of the scores.
+
     """
 
     query: Tensor
     key: Tensor
+    value: Tensor | None
     mask: Tensor | None
     is_causal: bool
     scale: float
 
-    def weights(self, start: int, end: int, keys: int) -> Tensor:
-        batch, heads, _, _ = self.key.shape
-        rows = grouped(self.query[:, :, start:end], heads)
-        scores = torch.matmul(rows, self.key[:, :, :keys].transpose(-1, -2)).mul_(self.scale)
-        by_head = scores.view(batch, -1, end - start, keys)
+    def blocks(self) -> Iterator[tuple[int, int, int]]:
+        """Blocks of queries: start, end, and how many keys any of them sees."""
+        queries, keys = self.query.shape[3], self.key.shape[2]
+        last: list[int] | None = None
+        if self.mask is not None and self.mask.dtype is torch.bool:
+            places = torch.arange(1, keys + 1, device=self.mask.device)
+            seen = self.mask.flatten(0, 2).any(0)
+            last = (seen * places).amax(-1).tolist()
+        for start in range(0, queries, _BLOCK):
+            end = min(start + _BLOCK, queries)
+            visible = keys
+            if self.is_causal:
+                visible = min(end, keys)
+            elif last is not None:
+                visible = max(1, *last[start:end])
+            yield start, end, visible
+
+    def softmax(self, place: tuple[Any, ...], scores: Tensor, start: int) -> Tensor:
+        """P of a block of queries from `start` on, written over its scores where there is no mask.
+
+        `place` says of which heads: an index into the first dimensions of the mask.
+        """
+        by_head = scores.unflatten(-2, (self.query.shape[2], -1))
+        count, keys = by_head.shape[-2:]
         if self.mask is not None:
-            mask = self.mask[..., start:end, :keys] if self.mask.shape[-2] > 1 else self.mask
-            mask = mask[..., :keys]
+            mask = self.mask[place][..., start : start + count, :keys]
             if mask.dtype is torch.bool:
                 by_head.masked_fill_(~mask, -math.inf)
             else:
                 by_head.add_(mask)
             return torch._safe_softmax(scores, -1)  # rows without any key: 0, as the kernels say
-        if self.is_causal:
-            later = torch.ones(end - start, keys - start, dtype=torch.bool, device=scores.device)
+        if self.is_causal and start < keys:
+            later = torch.ones(count, keys - start, dtype=torch.bool, device=scores.device)
             by_head[..., start:].masked_fill_(later.triu(1), -math.inf)
         return torch.softmax(scores, -1, out=scores)
-
-
-def grouped(x: Tensor, heads: int) -> Tensor:
-    """[batch, query heads, tokens, channels] as [batch, key heads, group · tokens, channels]."""
-    return x.reshape(x.shape[0], heads, -1, x.shape[-1])
-
-
-def _blocks(scores: _Scores) -> Iterator[tuple[int, int, int]]:
-    """Blocks of queries: start, end, and how many keys any of them sees."""
-    queries, keys = scores.query.shape[2], scores.key.shape[2]
-    last: list[int] | None = None
-    mask = scores.mask
-    if mask is not None and mask.dtype is torch.bool and mask.shape[-2:] == (queries, keys):
-        seen = mask.flatten(0, -3).any(0) if mask.dim() > 2 else mask
-        places = torch.arange(1, keys + 1, device=mask.device)
-        last = (seen * places).amax(-1).tolist()
-    for start in range(0, queries, _BLOCK):
-        end = min(start + _BLOCK, queries)
-        visible = keys
-        if scores.is_causal:
-            visible = min(end, keys)
-        elif last is not None:
-            visible = max(1, *last[start:end])
-        yield start, end, visible
 
 
 def attention_gradients(
@@ -117,7 +122,8 @@ def attention_gradients(
     """The gradients of query, key and value, each times its share.
 
     Args:
-        g: that of the output, [batch, heads, queries, channels of values].
+        g: that of the output, [batch, heads, queries, channels of values]; it may be a batch of
+            gradients, in a vmap.
         query: [batch, heads, queries, channels].
         key: [batch, key heads, keys, channels]; heads are a multiple of key heads.
         value: [batch, key heads, keys, channels of values]; not needed if query and key have no
@@ -129,30 +135,82 @@ def attention_gradients(
         shares: those that are 0 are not computed.
 
     """
+    (batch, heads, keys, _), queries = key.shape, query.shape[2]
+    groups = (batch, heads, query.shape[1] // heads)
+    if mask is not None:
+        mask = mask.expand(batch, query.shape[1], queries, keys).unflatten(1, groups[1:])
     scale = 1 / math.sqrt(query.shape[-1]) if scale is None else scale
-    scores = _Scores(query, key, mask, is_causal, scale)
-    heads = key.shape[1]
-    to_weights = bool(shares.query or shares.key)
+    call = _Call(query.unflatten(1, groups[1:]), key, value, mask, is_causal, scale)
+    g = g.reshape(*groups, queries, -1)
+    compute = _batched if is_batched(g) else _head_by_head
+    dq, dk, dv = compute(g, call, shares)
+    return None if dq is None else dq.reshape(query.shape), dk, dv
+
+
+Found = tuple[Tensor | None, Tensor | None, Tensor | None]
+
+
+def _head_by_head(g: Tensor, call: _Call, shares: Shares) -> Found:
+    """Each group of heads by itself: its scores are one matrix, which all cores work on."""
+    batch, heads, group, _, channels = call.query.shape
+    dq = torch.empty_like(call.query) if shares.query else None
+    dk = torch.zeros_like(call.key) if shares.key else None
+    dv = g.new_zeros((*call.key.shape[:3], g.shape[-1])) if shares.value else None
+    blocks = list(call.blocks())
+    for place in product(range(batch), range(heads)):
+        key = call.key[place]
+        value = None if call.value is None else call.value[place]
+        to_query = key * (call.scale * shares.query) if shares.query else key
+        # Written over by each block: fresh memory costs as much as what is computed in it.
+        space = [g.new_empty(group * _BLOCK * key.shape[0]) for _ in range(2)]
+        for start, end, seen in blocks:
+            upstream = g[place][:, start:end].reshape(-1, g.shape[-1])
+            # Tokens after what is explained hand nothing back; one channel mostly tells.
+            if not (upstream[:, 0].any() or upstream.any()):
+                if dq is not None:
+                    dq[place][:, start:end] = 0
+                continue
+            rows = (call.query[place][:, start:end] * call.scale).reshape(-1, channels)
+            size = (rows.shape[0], seen)
+            scores, d = (each[: size[0] * seen].view(size) for each in space)
+            torch.mm(rows, key[:seen].t(), out=scores)
+            weights = call.softmax(place, scores, start)
+            if dv is not None:
+                dv[place][:seen].addmm_(weights.t(), upstream, alpha=shares.value)
+            if value is None or (dq is None and dk is None):
+                continue
+            torch.mm(upstream, value[:seen].t(), out=d)
+            torch._softmax_backward_data(d, weights, -1, weights.dtype, grad_input=d)
+            if dq is not None:
+                dq[place][:, start:end] = torch.mm(d, to_query[:seen]).view(group, -1, channels)
+            if dk is not None:
+                dk[place][:seen].addmm_(d.t(), rows, alpha=shares.key)
+    return dq, dk, dv
+
+
+def _batched(g: Tensor, call: _Call, shares: Shares) -> Found:
+    """All heads at a time, for a batch of gradients, with operations that a vmap knows."""
     dq: list[Tensor] = []
-    dk = g.new_zeros(key.shape) if shares.key else None
-    dv = g.new_zeros((*key.shape[:3], g.shape[-1])) if shares.value else None
-    for start, end, keys in _blocks(scores):
-        weights = scores.weights(start, end, keys)
-        upstream = grouped(g.narrow(2, start, end - start), heads)
+    dk = g.new_zeros(call.key.shape) if shares.key else None
+    dv = g.new_zeros((*call.key.shape[:3], g.shape[-1])) if shares.value else None
+    for start, end, seen in call.blocks():
+        rows = (call.query[:, :, :, start:end] * call.scale).flatten(2, 3)
+        scores = torch.matmul(rows, call.key[:, :, :seen].transpose(-1, -2))
+        weights = call.softmax((), scores, start)
+        upstream = g.narrow(3, start, end - start).reshape(*rows.shape[:3], g.shape[-1])
         if dv is not None:
-            dv.narrow(2, 0, keys).add_(torch.matmul(weights.transpose(-1, -2), upstream))
-        if not to_weights or value is None:
+            dv.narrow(2, 0, seen).add_(torch.matmul(weights.transpose(-1, -2), upstream))
+        if call.value is None or not (shares.query or shares.key):
             continue
-        d_weights = torch.matmul(upstream, value[:, :, :keys].transpose(-1, -2))
-        d_scores = torch._softmax_backward_data(d_weights, weights, -1, weights.dtype)
+        d = torch.matmul(upstream, call.value[:, :, :seen].transpose(-1, -2))
+        d = torch._softmax_backward_data(d, weights, -1, weights.dtype)
         if shares.query:
-            part = torch.matmul(d_scores, key[:, :, :keys])
-            dq.append(part.reshape(*query.shape[:2], end - start, query.shape[-1]))
+            part = torch.matmul(d, call.key[:, :, :seen])
+            dq.append(part.reshape(*call.query.shape[:3], end - start, part.shape[-1]))
         if dk is not None:
-            rows = grouped(query[:, :, start:end], heads)
-            dk.narrow(2, 0, keys).add_(torch.matmul(d_scores.transpose(-1, -2), rows))
+            dk.narrow(2, 0, seen).add_(torch.matmul(d.transpose(-1, -2), rows))
     return (
-        torch.cat(dq, 2).mul_(scale * shares.query) if dq else None,
-        None if dk is None else dk.mul_(scale * shares.key),
+        torch.cat(dq, 3).mul_(call.scale * shares.query) if dq else None,
+        None if dk is None else dk.mul_(shares.key),
         None if dv is None else dv.mul_(shares.value),
     )
