@@ -12,7 +12,7 @@ import zoo
 
 def relevance(model: nn.Module, call: nn.Module | None = None) -> tuple[Tensor, Tensor]:
     example = zoo.example("llama", model)
-    logits = example.run(call or model)
+    logits = example.run(model if call is None else call)
     (gradient,) = torch.autograd.grad(logits[example.output_mask].sum(), example.leaf)
     return logits.detach(), (example.leaf * gradient).detach()
 

@@ -63,16 +63,21 @@ def test_only_the_patched_module_changes_and_removal_restores_by_identity(style:
     assert attributes(*own) == own_before
 
 
+def assert_same(found: Tensor, expected: Tensor) -> None:
+    """To the last digits: which MLPs run as one unit may differ, and so the order of sums."""
+    torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-14)
+
+
 @pytest.mark.parametrize("name", zoo.NAMES)
 def test_every_architecture_as_under_its_composite(name: str) -> None:
     model = zoo.build(name)
     example = zoo.example(name, model)
     plain = relevance(model, example)
     with monkey_patch(modeling(name)) as patch:
-        assert torch.equal(relevance(model, example), under(lxt.attnlrp, model, example))
+        assert_same(relevance(model, example), under(lxt.attnlrp, model, example))
         assert patch.composite is lxt.attnlrp
         monkey_patch(modeling(name), lxt.cp_lrp)
-        assert torch.equal(relevance(model, example), under(lxt.cp_lrp, model, example))
+        assert_same(relevance(model, example), under(lxt.cp_lrp, model, example))
         monkey_patch(modeling(name)).remove()
     assert torch.equal(relevance(model, example), plain)
 

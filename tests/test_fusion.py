@@ -296,7 +296,12 @@ def test_who_looks_within_sees_everything(kind: str) -> None:
 def test_hooks_of_the_module_itself_see_it_whole() -> None:
     model = model_of("gated")
     kept = []
-    model.first.register_forward_hook(lambda m, args, y: (y.retain_grad(), kept.append(y)) and None)
+
+    def keep(module: nn.Module, args: Any, output: Tensor) -> None:
+        output.retain_grad()
+        kept.append(output)
+
+    model.first.register_forward_hook(keep)
     with lxt.attnlrp.context(model) as propagation:
         assert set(propagation.fused) == {"first", "second"}
         model(torch.randn(2, WIDTH, requires_grad=True)).sum().backward()
@@ -406,18 +411,22 @@ def saved_bytes(model: nn.Module, x: Tensor, composite: lxt.Composite) -> int:
 
 
 def test_what_is_kept_is_what_is_needed() -> None:
-    """Gate and operand; the gate's value alone where it is constant; one number for each token."""
+    """Gate and up, or the operand in every other unit; one of them where the gate is constant; one
+    number for each token."""
     x = torch.randn(1, 7, WIDTH)
     row = 7 * 4  # bytes of one channel
     for name, composite, channels in (
-        ("gated", lxt.attnlrp, INNER + WIDTH),
+        ("gated", lxt.attnlrp, 2 * INNER),
         ("gated", lxt.cp_lrp, INNER),
-        ("joined", lxt.attnlrp, INNER + WIDTH),
+        ("joined", lxt.attnlrp, 2 * INNER),
         ("plain", lxt.attnlrp, INNER),
         ("norm, rounds first", lxt.attnlrp, 1),
     ):
         model = nn.Sequential(MODULES[name]()).eval()
         assert saved_bytes(model, x, composite) == channels * row, (name, composite.name)
+    for name in ("gated", "joined"):
+        two = nn.Sequential(MODULES[name](), MODULES[name]()).eval()
+        assert saved_bytes(two, x, lxt.attnlrp) == (2 * INNER + INNER + WIDTH) * row, name
 
 
 def test_products_of_a_non_linearity_keep_its_operand_only() -> None:

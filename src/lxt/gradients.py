@@ -50,7 +50,7 @@ def compute_dtype(dtype: torch.dtype) -> torch.dtype:
     return torch.promote_types(dtype, torch.float32)
 
 
-_VMAPS = [torch._C._parse_dispatch_key(name) for name in ("Batched", "FuncTorchBatched")]  # pyright: ignore[reportAttributeAccessIssue]
+_VMAPS: list[Any] = [torch._C._parse_dispatch_key(name) for name in ("Batched", "FuncTorchBatched")]  # pyright: ignore[reportAttributeAccessIssue]
 
 
 def is_batched(g: Tensor) -> bool:

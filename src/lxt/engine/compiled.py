@@ -20,7 +20,8 @@ def as_written(function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
     """Call a function with all within it uncompiled, should the compiler be in use at all."""
     if "torch._dynamo" not in sys.modules:
         return function(*args, **kwargs)
-    return torch.compiler.disable(_eagerly)(function, args, kwargs)
+    uncompiled: Any = torch.compiler.disable(_eagerly)
+    return uncompiled(function, args, kwargs)
 
 
 def _eagerly(function: Callable[..., Any], args: Any, kwargs: Any) -> Any:

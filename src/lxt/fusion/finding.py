@@ -1,7 +1,8 @@
 """Finds the modules of a model that may run as one operation, and proves which they are.
 
 A proof is of a structure, not of an instance: modules of one class with parts of the same classes
-and sizes and the same settings share it. It lasts as long as the composite that it was made under, and holds under the same function modes.
+and sizes and the same settings share it. It lasts as long as the composite that it was made under,
+and holds under the same function modes.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from lxt.engine.standins import StandIn
 from lxt.errors import LxtError
 from lxt.fusion.mlp import Activation, mlp_candidates, mlp_widths, parts_are_bare
 from lxt.fusion.norm import NAME as NORM, norm_candidates, norm_width
-from lxt.fusion.proof import Reference, agrees, reference
+from lxt.fusion.proof import Reference, Run, agrees, reference
 from lxt.fusion.unit import FusedUnit
 from lxt.rules.activation import Elementwise, out_of_place
 
@@ -26,8 +27,6 @@ if TYPE_CHECKING:
     from lxt.composite import Composite
 
 __all__ = ["Fusions"]
-
-Run = Callable[[nn.Module, Tensor], Tensor]
 
 
 class Fusions:

@@ -5,9 +5,9 @@ With u = up(x), v = gate(x), f the element-wise function and s its secant slope,
     h = Wdᵀ g,   ∂u = a · h · f(v),   ∂v = b · h · u · s(v),   ∂x = Wuᵀ ∂u + Wgᵀ ∂v
 
 with a = b = ½ by the rule of products (Achtibat et al. 2024, Eq. 9 and Prop. 3.3), and a = 1, b = 0
-where a gate is a constant (Ali et al. 2022). What is kept is v, and x, from which u is computed
-again: one product of matrices more, in return for the largest tensor that there is. Where the gate
-is constant it is f(v) alone. Without a gate it is v.
+where a gate is a constant (Ali et al. 2022). What is kept is v, and u; a thrifty unit keeps x,
+which is several times smaller, and computes u from it again: one product of matrices more. Where
+the gate is constant it is f(v) alone. Without a gate it is v.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from torch.autograd import Function
 
 from lxt.fusion.affine import Affine, is_bare, is_plain_tensor, kind_of_affine
+from lxt.fusion.proof import Run
 from lxt.fusion.rows import on_live_rows
 from lxt.gradients import compute_dtype
 
@@ -84,7 +85,7 @@ class _Gated:
 
 class _GatedMLP(Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor, parts: _Gated) -> Tensor:
+    def forward(ctx: Any, x: Tensor, parts: _Gated, thrifty: bool) -> Tensor:
         with torch._C.DisableTorchFunction():
             gate, up = parts.project(x)
             activated = parts.activation.call(parts.module, gate)
@@ -93,28 +94,32 @@ class _GatedMLP(Function):
             if not parts.shares[1]:
                 ctx.save_for_backward(activated, None, *weights)
                 return parts.down(activated * up)
-            # A half of what one layer put out would keep the other half alive.
-            kept = gate if parts.both is None else gate.contiguous()
-            ctx.save_for_backward(kept, x, *weights)
+            ctx.thrifty = thrifty
+            if thrifty:  # a half of what one layer put out would keep the other half alive
+                kept = gate if parts.both is None else gate.contiguous()
+                ctx.save_for_backward(kept, x, *weights)
+            else:
+                ctx.save_for_backward(gate, up, *weights)
             return parts.down(activated.mul_(up))
 
     @staticmethod
     def backward(ctx: Any, *gradients: Any) -> Any:
-        kept, x, *weights = ctx.saved_tensors
+        kept, other, *weights = ctx.saved_tensors
         with torch._C.DisableTorchFunction():
-            return on_live_rows(
-                lambda *rows: _gated_gradient(ctx, weights, *rows), *gradients, kept, x
-            ), None
+            found = on_live_rows(
+                lambda *rows: _gated_gradient(ctx, weights, *rows), *gradients, kept, other
+            )
+        return found, None, None
 
 
 def _gated_gradient(
-    ctx: Any, weights: list[Any], g: Tensor, kept: Tensor, x: Tensor | None
+    ctx: Any, weights: list[Any], g: Tensor, kept: Tensor, other: Tensor | None
 ) -> Tensor:
     gate_weight, up_weight, up_bias, down_weight = weights
-    if x is None:
+    if other is None:
         return torch.matmul(g, down_weight).mul_(kept) @ up_weight
     slope = ctx.activation.slope(ctx.module, kept.to(compute_dtype(kept.dtype)))
-    up = F.linear(x, up_weight, up_bias)
+    up = F.linear(other, up_weight, up_bias) if ctx.thrifty else other
     h = torch.matmul(g * ctx.shares[0], down_weight)
     if ctx.activation.through_origin:
         h = h.mul_(slope.to(h.dtype))
@@ -187,9 +192,6 @@ def parts_are_bare(module: nn.Module) -> bool:
     return all(child is not None and is_bare(child) for child in module._modules.values())
 
 
-Run = Callable[[nn.Module, Tensor], Tensor]
-
-
 def mlp_candidates(
     module: nn.Module, activation: Activation, width: int
 ) -> Iterator[tuple[str, Run]]:
@@ -226,10 +228,10 @@ def _fit(module: nn.Module, gate: str, up: str, down: str, width: int) -> bool:
 def _gated(
     activation: Activation, gate: str, up: str, down: str, shares: tuple[float, float]
 ) -> Run:
-    def run(module: nn.Module, x: Tensor) -> Tensor:
-        layers = [_affine(module, name) for name in (gate, up, down)]
-        parts = _Gated(module, activation, *layers, None, _halves, shares)
-        return _GatedMLP.apply(x, parts)  # pyright: ignore[reportReturnType]
+    def run(module: nn.Module, x: Tensor, thrifty: bool) -> Tensor:
+        first, second, last = (_affine(module, name) for name in (gate, up, down))
+        parts = _Gated(module, activation, first, second, last, None, _halves, shares)
+        return _GatedMLP.apply(x, parts, thrifty)  # pyright: ignore[reportReturnType]
 
     return run
 
@@ -237,17 +239,17 @@ def _gated(
 def _joined(
     activation: Activation, into: str, out: str, split: Split, shares: tuple[float, float]
 ) -> Run:
-    def run(module: nn.Module, x: Tensor) -> Tensor:
+    def run(module: nn.Module, x: Tensor, thrifty: bool) -> Tensor:
         both = _affine(module, into)
         gate, up = both.split(split)
         parts = _Gated(module, activation, gate, up, _affine(module, out), both, split, shares)
-        return _GatedMLP.apply(x, parts)  # pyright: ignore[reportReturnType]
+        return _GatedMLP.apply(x, parts, thrifty)  # pyright: ignore[reportReturnType]
 
     return run
 
 
 def _plain(activation: Activation, into: str, out: str) -> Run:
-    def run(module: nn.Module, x: Tensor) -> Tensor:
+    def run(module: nn.Module, x: Tensor, thrifty: bool) -> Tensor:
         layers = [_affine(module, name) for name in (into, out)]
         return _PlainMLP.apply(x, module, activation, *layers)  # pyright: ignore[reportReturnType]
 

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.autograd import Function
 
 from lxt.fusion.affine import is_plain_tensor
+from lxt.fusion.proof import Run
 from lxt.gradients import compute_dtype
 from lxt.rules.normalization import normalized_gradient
 
@@ -89,7 +90,7 @@ class _Norm(Function):
         return found, None, None, None, None, None
 
 
-def norm_candidates(module: nn.Module) -> Iterator[Callable[[nn.Module, Tensor], Tensor]]:
+def norm_candidates(module: nn.Module) -> Iterator[Run]:
     """What a module of this structure may compute."""
     (name,) = module._parameters
     small = [k for k, v in module.__dict__.items() if isinstance(v, float) and 0 < v < 0.1]
@@ -98,6 +99,7 @@ def norm_candidates(module: nn.Module) -> Iterator[Callable[[nn.Module, Tensor],
         def run(
             module: nn.Module,
             x: Tensor,
+            thrifty: bool,
             eps: str = eps,
             invert: Callable[[Tensor], Tensor] = invert,
             scaled: Scaled = scaled,

@@ -15,7 +15,10 @@ from lxt.engine.standins import StandIn
 if TYPE_CHECKING:
     from lxt.composite import Composite
 
-__all__ = ["Reference", "agrees", "reference"]
+__all__ = ["Reference", "Run", "agrees", "reference"]
+
+Run = Callable[[nn.Module, Tensor, bool], Tensor]
+"""Computes a module's output from the module, its operand, and whether to be thrifty."""
 
 # How far gradients may be apart, relative to the largest: a wrong order of parts is off by its
 # all, and rounding by a few units in the last place of sums over some hundred channels.
@@ -115,13 +118,17 @@ def reference(module: nn.Module, composite: Composite, width: int, like: Tensor)
     return Reference(probe.detach(), upstream, output.detach(), gradient, calls.found)
 
 
-def agrees(module: nn.Module, run: Callable[[nn.Module, Tensor], Tensor], known: Reference) -> bool:
+def agrees(module: nn.Module, run: Run, known: Reference) -> bool:
     """Whether a unit computes what a module does, and hands back what the rules within do."""
     if not all(_is_ours(call.rule) for call in known.calls):
         return False
+    return all(_agrees(module, run, known, thrifty) for thrifty in (False, True))
+
+
+def _agrees(module: nn.Module, run: Run, known: Reference, thrifty: bool) -> bool:
     probe = known.probe.clone().requires_grad_()
     with torch.enable_grad():
-        output = run(module, probe)
+        output = run(module, probe, thrifty)
     if output.dtype is not known.output.dtype or not torch.equal(output, known.output):
         return False
     (gradient,) = torch.autograd.grad(output, probe, known.upstream)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-import torch
 from torch import Tensor
 
 from lxt.gradients import is_batched
@@ -36,7 +35,7 @@ def on_live_rows(compute: Callable[..., Tensor], g: Tensor, *operands: Tensor | 
 def _live(g: Tensor) -> Tensor | None:
     """The numbers of the tokens whose gradient isn't 0, if they are few and it is cheap to know.
 
-    The first token of most layers tells that they aren't; an accelerator would have to be waited for.
+    The first token of most layers tells that they aren't. An accelerator would be waited for.
     """
     if g.device.type != "cpu" or is_batched(g) or not g.numel():
         return None

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+
+from lxt.fusion.proof import Run
 
 __all__ = ["FusedUnit"]
 
@@ -22,16 +23,18 @@ class FusedUnit:
         name: what it is called in reports: "gated MLP", "RMS norm".
         run: computes the module's output from the module and its one operand.
         dtype: that it was proven in.
+        thrifty: whether it keeps less for the backward pass, and computes more there.
 
     """
 
     name: str
-    run: Callable[[nn.Module, Tensor], Tensor]
+    run: Run
     dtype: torch.dtype
+    thrifty: bool = False
 
     def __call__(self, module: nn.Module, x: Tensor) -> Tensor:
         """Run in place of the module's forward."""
-        return self.run(module, x)
+        return self.run(module, x, self.thrifty)
 
     def takes(self, args: tuple[Any, ...], kwargs: Any) -> bool:
         """Whether a call is one that the proof was about: one operand that carries relevance."""

@@ -15,17 +15,19 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
-from itertools import product
-from typing import Any, NamedTuple
+from functools import cached_property
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from lxt.gradients import is_batched
 
+aten = torch.ops.aten
+
 __all__ = ["Shares", "attention_gradients", "fits"]
 
-_BLOCK = 128
+_BLOCK = 64
 """Queries in a block: so few that its scores stay in a processor's cache."""
 
 
@@ -50,7 +52,7 @@ def fits(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> bool
     return mask is None or mask.dim() in (2, 4)
 
 
-@dataclass(frozen=True)
+@dataclass
 class _Call:
     """What attention was called with; heads that share their keys are rows of one matrix.
 
@@ -71,6 +73,12 @@ class _Call:
     is_causal: bool
     scale: float
 
+    @cached_property
+    def hidden(self) -> Tensor:
+        """What hides later keys from the queries of a block, added to its last scores."""
+        hidden = self.query.new_full((_BLOCK, _BLOCK), -math.inf)
+        return hidden.triu_(1)
+
     def blocks(self) -> Iterator[tuple[int, int, int]]:
         """Blocks of queries: start, end, and how many keys any of them sees."""
         queries, keys = self.query.shape[3], self.key.shape[2]
@@ -88,23 +96,22 @@ class _Call:
                 visible = max(1, *last[start:end])
             yield start, end, visible
 
-    def softmax(self, place: tuple[Any, ...], scores: Tensor, start: int) -> Tensor:
+    def softmax(self, scores: Tensor, start: int) -> Tensor:
         """P of a block of queries from `start` on, written over its scores where there is no mask.
 
-        `place` says of which heads: an index into the first dimensions of the mask.
+        Scores are [batch, key heads, group · queries, keys].
         """
         by_head = scores.unflatten(-2, (self.query.shape[2], -1))
         count, keys = by_head.shape[-2:]
         if self.mask is not None:
-            mask = self.mask[place][..., start : start + count, :keys]
+            mask = self.mask[..., start : start + count, :keys]
             if mask.dtype is torch.bool:
                 by_head.masked_fill_(~mask, -math.inf)
             else:
                 by_head.add_(mask)
-            return torch._safe_softmax(scores, -1)  # rows without any key: 0, as the kernels say
+            return aten._safe_softmax(scores, -1)  # rows without any key: 0, as the kernels say
         if self.is_causal and start < keys:
-            later = torch.ones(count, keys - start, dtype=torch.bool, device=scores.device)
-            by_head[..., start:].masked_fill_(later.triu(1), -math.inf)
+            by_head[..., start:].add_(self.hidden[:count, : keys - start])
         return torch.softmax(scores, -1, out=scores)
 
 
@@ -142,7 +149,7 @@ def attention_gradients(
     scale = 1 / math.sqrt(query.shape[-1]) if scale is None else scale
     call = _Call(query.unflatten(1, groups[1:]), key, value, mask, is_causal, scale)
     g = g.reshape(*groups, queries, -1)
-    compute = _batched if is_batched(g) else _head_by_head
+    compute = _batched if is_batched(g) else _written_over
     dq, dk, dv = compute(g, call, shares)
     return None if dq is None else dq.reshape(query.shape), dk, dv
 
@@ -150,42 +157,60 @@ def attention_gradients(
 Found = tuple[Tensor | None, Tensor | None, Tensor | None]
 
 
-def _head_by_head(g: Tensor, call: _Call, shares: Shares) -> Found:
-    """Each group of heads by itself: its scores are one matrix, which all cores work on."""
-    batch, heads, group, _, channels = call.query.shape
-    dq = torch.empty_like(call.query) if shares.query else None
-    dk = torch.zeros_like(call.key) if shares.key else None
-    dv = g.new_zeros((*call.key.shape[:3], g.shape[-1])) if shares.value else None
-    blocks = list(call.blocks())
-    for place in product(range(batch), range(heads)):
-        key = call.key[place]
-        value = None if call.value is None else call.value[place]
-        to_query = key * (call.scale * shares.query) if shares.query else key
-        # Written over by each block: fresh memory costs as much as what is computed in it.
-        space = [g.new_empty(group * _BLOCK * key.shape[0]) for _ in range(2)]
-        for start, end, seen in blocks:
-            upstream = g[place][:, start:end].reshape(-1, g.shape[-1])
-            # Tokens after what is explained hand nothing back; one channel mostly tells.
-            if not (upstream[:, 0].any() or upstream.any()):
-                if dq is not None:
-                    dq[place][:, start:end] = 0
-                continue
-            rows = (call.query[place][:, start:end] * call.scale).reshape(-1, channels)
-            size = (rows.shape[0], seen)
-            scores, d = (each[: size[0] * seen].view(size) for each in space)
-            torch.mm(rows, key[:seen].t(), out=scores)
-            weights = call.softmax(place, scores, start)
-            if dv is not None:
-                dv[place][:seen].addmm_(weights.t(), upstream, alpha=shares.value)
-            if value is None or (dq is None and dk is None):
-                continue
-            torch.mm(upstream, value[:seen].t(), out=d)
-            torch._softmax_backward_data(d, weights, -1, weights.dtype, grad_input=d)
-            if dq is not None:
-                dq[place][:, start:end] = torch.mm(d, to_query[:seen]).view(group, -1, channels)
-            if dk is not None:
-                dk[place][:seen].addmm_(d.t(), rows, alpha=shares.key)
-    return dq, dk, dv
+def _written_over(g: Tensor, call: _Call, shares: Shares) -> Found:
+    """All heads at a time, each with a copy of its keys; blocks are written over one another."""
+    batch, heads, group, queries, channels = call.query.shape
+    keys, count = call.key.shape[2], batch * heads * group
+
+    def by_head(x: Tensor) -> Tensor:
+        """[batch, key heads, tokens, channels] → [batch · heads, tokens, channels]."""
+        x = x.unsqueeze(2).expand(-1, -1, group, -1, -1)
+        return x.reshape(count, keys, x.shape[-1])
+
+    key = by_head(call.key)
+    value = None if call.value is None else by_head(call.value)
+    query = (call.query * call.scale).reshape(count, queries, channels)
+    g = g.reshape(count, queries, g.shape[-1])
+    # Tokens before heads, as in the linear layers that it goes back to.
+    dq = None
+    if shares.query:
+        dq = query.new_empty(batch, queries, heads * group, channels).transpose(1, 2)
+    dk = key.new_zeros(key.shape) if shares.key else None
+    dv = g.new_zeros(count, keys, g.shape[-1]) if shares.value else None
+    # Fresh memory costs as much as what is computed in it.
+    nothing = query.new_zeros(())
+    space = [g.new_empty(count * min(_BLOCK, queries) * keys) for _ in range(2)]
+    for start, end, seen in call.blocks():
+        upstream, rows = g[:, start:end], query[:, start:end]
+        if not (upstream[..., 0].any() or upstream.any()):
+            if dq is not None:  # tokens after what is explained hand nothing back
+                dq[:, :, start:end] = 0
+            continue
+        size = (count, end - start, seen)
+        scores, d = (each[: math.prod(size)].view(size) for each in space)
+        torch.bmm(rows, key[:, :seen].transpose(1, 2), out=scores)
+        weights = call.softmax(scores.view(batch, heads, -1, seen), start).view(size)
+        if dv is not None:
+            part = torch.bmm(weights.transpose(1, 2), upstream)
+            dv[:, :seen].add_(part, alpha=shares.value)
+        if value is None or (dq is None and dk is None):
+            continue
+        torch.bmm(upstream, value[:, :seen].transpose(1, 2), out=d)
+        aten._softmax_backward_data(d, weights, -1, weights.dtype, grad_input=d)
+        if dq is not None:
+            part = torch.baddbmm(nothing, d, key[:, :seen], beta=0, alpha=call.scale * shares.query)
+            dq[:, :, start:end] = part.view(batch, -1, end - start, channels)
+        if dk is not None:
+            dk[:, :seen].add_(torch.bmm(d.transpose(1, 2), rows), alpha=shares.key)
+
+    def summed(x: Tensor | None) -> Tensor | None:
+        """Over the heads that share their keys."""
+        if x is None:
+            return None
+        x = x.view(batch, heads, group, keys, x.shape[-1])
+        return x.sum(2) if group > 1 else x.squeeze(2)
+
+    return dq, summed(dk), summed(dv)
 
 
 def _batched(g: Tensor, call: _Call, shares: Shares) -> Found:
@@ -196,14 +221,14 @@ def _batched(g: Tensor, call: _Call, shares: Shares) -> Found:
     for start, end, seen in call.blocks():
         rows = (call.query[:, :, :, start:end] * call.scale).flatten(2, 3)
         scores = torch.matmul(rows, call.key[:, :, :seen].transpose(-1, -2))
-        weights = call.softmax((), scores, start)
+        weights = call.softmax(scores, start)
         upstream = g.narrow(3, start, end - start).reshape(*rows.shape[:3], g.shape[-1])
         if dv is not None:
             dv.narrow(2, 0, seen).add_(torch.matmul(weights.transpose(-1, -2), upstream))
         if call.value is None or not (shares.query or shares.key):
             continue
         d = torch.matmul(upstream, call.value[:, :, :seen].transpose(-1, -2))
-        d = torch._softmax_backward_data(d, weights, -1, weights.dtype)
+        d = aten._softmax_backward_data(d, weights, -1, weights.dtype)
         if shares.query:
             part = torch.matmul(d, call.key[:, :, :seen])
             dq.append(part.reshape(*call.query.shape[:3], end - start, part.shape[-1]))
