@@ -562,7 +562,7 @@ def test_an_audit_that_raises_leaves_the_model_as_it_was() -> None:
 def test_progress_is_told_in_stages() -> None:
     stages: list[str] = []
     lxt.audit(Net(torch.relu), X, progress=stages.append)
-    assert len(stages) == 5
+    assert len(stages) == 6
     assert all(stage and stage == stage.strip() for stage in stages)
 
 
@@ -581,7 +581,7 @@ def test_json_has_it_all(tmp_path: Any) -> None:
     assert set(document) == {
         *("schema", "ok", "counts", "model", "composite", "dtype", "target", "relevance", "gross"),
         *("coverage", "absorbed", "operations", "layers", "additions", "sinks"),
-        *("forward_identical", "attention", "float64", "findings", "skipped"),
+        *("forward_identical", "fused", "attention", "float64", "findings", "skipped"),
     }
     assert set(document["coverage"][0]) == {
         *("operation", "status", "rule", "module", "module_class", "file", "line", "code", "times")

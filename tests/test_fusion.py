@@ -438,3 +438,33 @@ def test_products_of_a_non_linearity_keep_its_operand_only() -> None:
 
     x = torch.randn(1, 7, INNER)
     assert saved_bytes(Expert(), x, lxt.attnlrp) == 2 * x.numel() * 4
+
+
+def test_the_audit_says_what_is_fused_and_what_is_not() -> None:
+    model = nn.Sequential(Gated(), Clamped(), Norm("rounds first")).eval()
+    report = lxt.audit(model, torch.randn(1, 3, WIDTH))
+    assert report.ok
+    assert report.fused.units == {"gated MLP": 1, "RMS norm": 1}
+    assert report.fused.others == ("Clamped",)
+    assert report.fused.forward_identical
+    assert report.fused.agreement.relative_error < 1e-6
+    text = " ".join(str(report).split())
+    assert "1 × gated MLP, 1 × RMS norm" in text
+    assert "for want of a proof: Clamped" in text
+
+
+def test_the_audit_finds_a_unit_that_is_wrong(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Proofs that prove anything take the first candidate, whose order of parts is another."""
+    from lxt.fusion import finding
+
+    class Swapped(Gated):
+        def forward(self, x: Tensor) -> Tensor:
+            return self.c(self.b(x) * self.act(self.a(x)))
+
+    model = nn.Sequential(Swapped()).eval()
+    x = torch.randn(1, 3, WIDTH)
+    assert lxt.audit(model, x, composite=lxt.attnlrp | {}).ok
+    monkeypatch.setattr(finding, "agrees", lambda *_: True)
+    report = lxt.audit(model, x, composite=lxt.attnlrp | {})
+    assert [one.kind for one in report.findings] == ["a fused unit disagrees"]
+    assert not report.fused.forward_identical

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
@@ -22,12 +23,19 @@ from lxt.auditing.identity import (
 )
 from lxt.auditing.ledger import Boundary, Ledger
 from lxt.auditing.recording import recorded
-from lxt.auditing.report import Addition, AttentionCheck, Finding, Operation, Report
+from lxt.auditing.report import (
+    Addition,
+    AttentionCheck,
+    Finding,
+    FusedCheck,
+    Operation,
+    Report,
+)
 from lxt.auditing.units import taken_apart, units_that_are_none
 from lxt.composite import Composite
 from lxt.composites import as_composite
 from lxt.errors import InvalidModel
-from lxt.passes import Case
+from lxt.passes import Case, Pass
 from lxt.targets import Target
 from lxt.tensor_case import TensorCase, TensorTarget
 from lxt.text_case import TextCase
@@ -155,8 +163,13 @@ def _report(case: Case, composite: Composite, tokenizer: Any, progress: Progress
     findings += checks.escapes(record.escaped)
     findings += checks.hidden(case, composite)
 
-    stage("other implementations of attention")
+    stage("modules that run as one operation")
     relevance = _relevance(case, composite, run.seed)
+    fused = _fused(case, composite, run, relevance)
+    if fused is not None:
+        findings += checks.fused(fused, tolerance)
+
+    stage("other implementations of attention")
     attention = None
     if (now := attention_of(model)) is not None:
         with other_attention(model) as other:
@@ -203,6 +216,7 @@ def _report(case: Case, composite: Composite, tokenizer: Any, progress: Progress
         additions=tuple(_additions(ledger)),
         sinks=sinks,
         forward_identical=identical,
+        fused=fused,
         attention=attention,
         float64=precise,
         findings=tuple(findings),
@@ -211,9 +225,30 @@ def _report(case: Case, composite: Composite, tokenizer: Any, progress: Progress
     )
 
 
-def _relevance(case: Case, composite: Composite, seed: torch.Tensor) -> torch.Tensor:
+def _fused(
+    case: Case, composite: Composite, run: Pass, relevance: torch.Tensor
+) -> FusedCheck | None:
+    """The modules that run as one operation, whose relevance is given, against the rules within."""
+    with composite.context(case.model, on_unknown="gradient") as propagation:
+        fast = case.forward()
+        units = propagation.fused
+        others = propagation.unproven
+    if not units:
+        return None
+    by_rules = _relevance(case, composite, run.seed, fuse=False)
+    return FusedCheck(
+        dict(Counter(units.values())),
+        tuple(sorted(others)),
+        agreement(relevance, by_rules),
+        checks.same(run.output, fast.output),
+    )
+
+
+def _relevance(
+    case: Case, composite: Composite, seed: torch.Tensor, *, fuse: bool = True
+) -> torch.Tensor:
     """The relevance of what `seed` weighs: another type or kernel may predict something else."""
-    with composite.context(case.model, on_unknown="gradient"):
+    with composite.context(case.model, on_unknown="gradient", fuse=fuse):
         run = case.forward()
     return relevance_of(replace(run, seed=seed.to(run.output)), composite)
 

@@ -209,6 +209,18 @@ class Propagation:
             if isinstance(unit := targets.get(module), FusedUnit)
         }
 
+    @property
+    def unproven(self) -> set[str]:
+        """The classes of modules made like a unit that run by the rules of what is within."""
+        fused = self.fused
+        if self._fusions is None:
+            return set()
+        return {
+            type(module).__name__
+            for name, module in self.model.named_modules()
+            if name not in fused and self._fusions.resembles(module)
+        }
+
     def rule_of(self, function: Any) -> Callable[..., Any] | None:
         """What to call in place of a torch function: `function` itself, its rule, or None."""
         try:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from lxt.auditing.hidden import Origins, hidden_dependences, nudged
 from lxt.auditing.identity import Agreement
 from lxt.auditing.ledger import Ledger
-from lxt.auditing.report import AttentionCheck, Finding
+from lxt.auditing.report import AttentionCheck, Finding, FusedCheck
 from lxt.auditing.sinks import Sinks, sinks_of
 from lxt.composite import Composite
 from lxt.engine.callsite import Callsite
@@ -241,6 +241,22 @@ def attention(check: AttentionCheck, tolerance: float) -> list[Finding]:
             f"relevance under {check.other} attention differs from that under "
             f"{check.implementation} by {check.agreement.relative_error:.3g}, relatively "
             f"(correlation {check.agreement.correlation:.4f})",
+        )
+    ]
+
+
+def fused(check: FusedCheck, tolerance: float) -> list[Finding]:
+    """A module that runs as one operation must be the same as the operations within."""
+    if check.forward_identical and check.agreement.relative_error <= 10 * tolerance:
+        return []
+    names = ", ".join(check.units)
+    differs = "the output" if not check.forward_identical else "relevance"
+    return [
+        Finding(
+            "a fused unit disagrees",
+            f"{differs} with modules as one operation ({names}) differs from that by the rules "
+            f"within: relevance by {check.agreement.relative_error:.3g}, relatively",
+            "composite.context(model, fuse=False)",
         )
     ]
 

@@ -92,6 +92,25 @@ class AttentionCheck:
 
 
 @dataclass(frozen=True)
+class FusedCheck:
+    """Modules that run as one operation each, and how near that is to the rules within.
+
+    Attributes:
+        units: how many there are, by what they run as.
+        others: classes of modules of like structure that run by the rules of the operations within,
+            since no unit was proven to be the same.
+        agreement: of the relevance with and without them.
+        forward_identical: whether the output is the same, to the bit.
+
+    """
+
+    units: dict[str, int]
+    others: tuple[str, ...]
+    agreement: Agreement
+    forward_identical: bool
+
+
+@dataclass(frozen=True)
 class Finding:
     """Something that is not as it should be.
 
@@ -124,6 +143,7 @@ class Report:
         additions: residual additions in the order in which they ran.
         sinks: where relevance lies, for tokens.
         forward_identical: whether the output was that of the model by itself, to the bit.
+        fused: modules that run as one operation, if there are any; all else was measured without.
         attention: the comparison with the other implementation of attention, if there is one.
         float64: the comparison with the same weights in float64, if it was made.
         findings: what is wrong; empty if the model is sound.
@@ -144,6 +164,7 @@ class Report:
     additions: tuple[Addition, ...]
     sinks: Sinks | None
     forward_identical: bool
+    fused: FusedCheck | None
     attention: AttentionCheck | None
     float64: Agreement | None
     findings: tuple[Finding, ...]

@@ -36,6 +36,10 @@ class Fusions:
         self._composite = composite
         self._units: dict[Any, FusedUnit | None] = {}
 
+    def resembles(self, module: nn.Module) -> bool:
+        """Whether a module is made like one that may run as one operation."""
+        return norm_width(module) is not None or bool(mlp_widths(module))
+
     def unit_for(self, module: nn.Module) -> FusedUnit | None:
         """The unit that stands for a module's forward, if there is one and nobody looks within."""
         width = norm_width(module)

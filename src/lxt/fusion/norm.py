@@ -28,10 +28,15 @@ NAME = "RMS norm"
 Scaled = Callable[[Tensor, Tensor, torch.dtype], Tensor]
 
 
+def _small(module: nn.Module) -> list[str]:
+    """The attributes of a module that may be its ε."""
+    return [name for name, v in module.__dict__.items() if isinstance(v, float) and 0 < v < 0.1]
+
+
 def norm_width(module: nn.Module) -> int | None:
     """The number of channels that a module may be the RMS norm of: it holds one vector."""
     parameters = module._parameters
-    if module._modules or module._buffers or len(parameters) != 1:
+    if module._modules or module._buffers or len(parameters) != 1 or not _small(module):
         return None
     (weight,) = parameters.values()
     if not is_plain_tensor(weight) or weight is None or weight.dim() != 1:
@@ -93,8 +98,9 @@ class _Norm(Function):
 def norm_candidates(module: nn.Module) -> Iterator[Run]:
     """What a module of this structure may compute."""
     (name,) = module._parameters
-    small = [k for k, v in module.__dict__.items() if isinstance(v, float) and 0 < v < 0.1]
-    for eps, invert, (scaled, added) in product(small, (torch.rsqrt, _reciprocal_root), _WEIGHTED):
+    for eps, invert, (scaled, added) in product(
+        _small(module), (torch.rsqrt, _reciprocal_root), _WEIGHTED
+    ):
 
         def run(
             module: nn.Module,

@@ -152,6 +152,14 @@ def _facts(report: Report) -> Padding:
         facts.append(f"on padding: {sinks.padding:.3g}")
     same = "to the bit" if report.forward_identical else "NO"
     facts.append(f"forward as by itself: {same}")
+    if (fused := report.fused) is not None:
+        units = ", ".join(f"{count} × {name}" for name, count in fused.units.items())
+        facts.append(
+            f"run as one operation each: {units}; relevance differs from that by the rules within "
+            f"by {fused.agreement.relative_error:.2g}"
+        )
+        if fused.others:
+            facts.append(f"by the rules within, for want of a proof: {', '.join(fused.others)}")
     if (check := report.attention) is not None:
         facts.append(
             f"{check.implementation} against {check.other} attention: relative difference "
