@@ -292,7 +292,7 @@ def gelu_slope(x: Tensor, approximate: str = "none") -> Tensor:
     """GELU = x · Φ(x), with Φ exact or approximated by tanh."""
     if approximate == "tanh":
         return tanh_gelu_slope(x)
-    return 0.5 * (1 + torch.erf(x * math.sqrt(0.5)))
+    return torch.special.ndtr(x)
 
 
 def tanh_gelu_slope(x: Tensor) -> Tensor:

@@ -48,11 +48,10 @@ def normalized_gradient(
 ) -> Tensor:
     """The gradient of (x − μ(x)) · r · w with a constant r, in the precision of r."""
     upstream = g.to(r.dtype)
-    if weight is not None:
-        upstream = upstream * weight
-    if centred:
-        upstream = upstream - upstream.mean(dims, keepdim=True)
-    return (upstream * r).to(g.dtype)
+    upstream = upstream * r if weight is None else (upstream * weight).mul_(r)
+    if centred:  # r is one number for all that are centred together
+        upstream = upstream.sub_(upstream.mean(dims, keepdim=True))
+    return upstream.to(g.dtype)
 
 
 @rule(
