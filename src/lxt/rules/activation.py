@@ -292,12 +292,13 @@ def gelu_slope(x: Tensor, approximate: str = "none") -> Tensor:
     """GELU = x · Φ(x), with Φ exact or approximated by tanh."""
     if approximate == "tanh":
         return tanh_gelu_slope(x)
-    return torch.special.ndtr(x)
+    return (x * math.sqrt(0.5)).erf_().add_(1).mul_(0.5)
 
 
 def tanh_gelu_slope(x: Tensor) -> Tensor:
     """½ (1 + tanh(√(2/π) (x + 0.044715 x³)))."""
-    return 0.5 * (1 + torch.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3)))
+    inner = (x * x).mul_(0.044715).add_(1).mul_(x).mul_(math.sqrt(2 / math.pi))
+    return inner.tanh_().add_(1).mul_(0.5)
 
 
 @activation("mish")
