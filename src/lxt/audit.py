@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from typing import Any
 
@@ -34,6 +33,7 @@ from lxt.auditing.report import (
 from lxt.auditing.units import taken_apart, units_that_are_none
 from lxt.composite import Composite
 from lxt.composites import as_composite
+from lxt.engine.compiled import as_written
 from lxt.errors import InvalidModel
 from lxt.passes import Case, Pass
 from lxt.targets import Target
@@ -115,12 +115,6 @@ def _holds_only_ids(inputs: Any) -> bool:
     )
 
 
-def _uncompiled() -> AbstractContextManager[Any]:
-    """Runs compiled functions as they are written, for a compiler can't trace what watches them."""
-    stance = getattr(torch.compiler, "set_stance", None)  # new in torch 2.6
-    return nullcontext() if stance is None else stance("force_eager")
-
-
 def audit_case(
     case: Case,
     composite: Composite,
@@ -129,8 +123,7 @@ def audit_case(
     progress: Progress | None = None,
 ) -> Report:
     """`audit` for a case of one's own."""
-    with _uncompiled():
-        return _report(case, composite, tokenizer, progress)
+    return as_written(_report, case, composite, tokenizer, progress)
 
 
 @torch.inference_mode(False)  # and with gradients, whatever the caller has switched off

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from lxt.composite import Rule
+from lxt.engine.mode import Observer
 from lxt.engine.standins import StandIn
 
 if TYPE_CHECKING:
@@ -37,13 +38,10 @@ class Recorded:
 
 
 @dataclass
-class _Calls:
-    """An observer that writes down what runs."""
+class _Calls(Observer):
+    """Writes down what runs."""
 
     found: list[Recorded] = field(default_factory=list)
-
-    def starts(self) -> None:
-        pass
 
     def begins(
         self,
@@ -54,15 +52,6 @@ class _Calls:
         kwargs: Mapping[str, Any],
     ) -> None:
         self.found.append(Recorded(target, operation, rule, tuple(args), kwargs))
-
-    def ends(self, result: Any) -> None:
-        pass
-
-    def escapes(self, function: Any, reason: str) -> None:
-        pass
-
-    def stopped(self, result: Any) -> None:
-        pass
 
 
 @dataclass(frozen=True)
