@@ -8,8 +8,8 @@ from torch import Tensor, nn
 import lxt
 import operations
 import zoo
-from lxt.composite import rule_name
 from lxt.coverage.exact import ExactFloat64
+from lxt.entries import rule_name
 from lxt.errors import InvalidComposite, UnknownOperation
 from lxt.explicit import explicit_form
 from lxt.explicit.check import conservation_check

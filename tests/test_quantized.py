@@ -20,8 +20,8 @@ from torch import Tensor, nn
 import lxt
 from lxt.architectures import QUANTIZED
 from lxt.architectures.quantized import linear_4bit, linear_layer, refused_layer
-from lxt.composite import ClassPath
 from lxt.errors import UnknownOperation
+from lxt.structure import ClassPath
 
 over_composites = pytest.mark.parametrize(
     "composite", [lxt.attnlrp, lxt.cp_lrp], ids=lambda composite: composite.name

@@ -12,14 +12,14 @@ from lxt import errors, gradients, rules
 from lxt._version import __version__
 from lxt.audit import audit
 from lxt.auditing.report import Report
-from lxt.composite import ClassPath, Composite, OperatorName
+from lxt.composite import Composite
 from lxt.composites import attnlrp, cp_lrp, gradient
 from lxt.explain import explain
 from lxt.explanation import ExplainedTarget, Explanation
 from lxt.models import load_model
 from lxt.propagation import Propagation
 from lxt.rules import rule, sample
-from lxt.structure import Having, Signature, Within
+from lxt.structure import ClassPath, Having, OperatorName, Signature, Within
 from lxt.targets import Contrast, Every, Label, Logit, Prediction
 
 __all__ = [

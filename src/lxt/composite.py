@@ -5,22 +5,30 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from types import FunctionType, MappingProxyType
-from typing import TYPE_CHECKING, Any, Literal
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any
 
-import torch
 from torch import nn
 
 from lxt.engine.dispatch import as_dispatched
 from lxt.engine.nodes import Formulation
+from lxt.entries import (
+    OnUnknown,
+    Rule,
+    Target,
+    check,
+    checked_on_unknown,
+    is_pythons,
+    operator_name,
+    rule_name,
+    spelled,
+)
 from lxt.errors import InvalidComposite, UnusedCompositeWarning
-from lxt.rules.registry import Family, operation_name
 from lxt.structure import (
     ClassPath,
     Having,
     OperatorName,
     Signature,
-    Within,
     matches,
     require_names,
 )
@@ -30,34 +38,7 @@ if TYPE_CHECKING:
     from lxt.fusion import Fusions
     from lxt.propagation import Propagation
 
-__all__ = [
-    "ClassPath",
-    "Composite",
-    "OperatorName",
-    "Rule",
-    "Target",
-    "matches",
-    "nothing_to_explain",
-    "require_names",
-    "rule_name",
-    "target_name",
-]
-
-OnUnknown = Literal["error", "gradient"]
-
-
-Target = Callable[..., Any] | type[nn.Module] | OperatorName | ClassPath | Having | Signature | str
-"""A function or operator, a module class or its path, a structure, or a pattern of module names."""
-
-FunctionRule = Family | Callable[..., Any]
-Rule = FunctionRule | Within
-"""A function with the signature of its target, or a `Family` that is bound to the target.
-
-Of modules also `Within`: their own forward, with other rules for some functions within.
-
-For a module class or name, a function gets the module itself first, like the class's `forward`.
-"""
-
+__all__ = ["Composite", "nothing_to_explain"]
 
 _MOST_RULES = 24
 """So many fit on a screen where a composite is printed."""
@@ -116,7 +97,7 @@ class Composite(Mapping[Target, Rule]):
         formulation: Formulation = "gradient",
     ) -> None:
         for target, rule in rules.items():
-            _check(target, rule)
+            check(target, rule)
         rules = {as_dispatched(target): rule for target, rule in rules.items()}
         self._rules: Mapping[Target, Rule] = MappingProxyType(rules)
         # later ones first, since they are preferred
@@ -126,7 +107,7 @@ class Composite(Mapping[Target, Rule]):
         self._havings = tuple(t for t in reversed(list(rules)) if isinstance(t, Having))
         self._signatures = tuple(t for t in reversed(list(rules)) if isinstance(t, Signature))
         self.name = name
-        self.on_unknown: OnUnknown = _checked(on_unknown)
+        self.on_unknown: OnUnknown = checked_on_unknown(on_unknown)
         if formulation not in ("gradient", "relevance"):
             raise InvalidComposite(f'formulation is "gradient" or "relevance", not {formulation!r}')
         self.formulation: Formulation = formulation
@@ -168,11 +149,11 @@ class Composite(Mapping[Target, Rule]):
     def without(self, *targets: Target) -> Composite:
         """A copy less the rules of some targets, each of which it must have."""
         targets = tuple(map(as_dispatched, targets))
-        missing = [_spell(target) for target in targets if target not in self._rules]
+        missing = [spelled(target) for target in targets if target not in self._rules]
         if missing:
             raise InvalidComposite(f"{self.name} has no rule for {', '.join(missing)}")
         rules = {target: rule for target, rule in self._rules.items() if target not in targets}
-        return self._with(rules, f"{self.name} without {', '.join(map(_spell, targets))}")
+        return self._with(rules, f"{self.name} without {', '.join(map(spelled, targets))}")
 
     def _with(self, rules: Mapping[Any, Any], name: str) -> Composite:
         return Composite(rules, name=name, on_unknown=self.on_unknown, formulation=self.formulation)
@@ -214,7 +195,7 @@ class Composite(Mapping[Target, Rule]):
         """
         from lxt.propagation import Propagation  # which needs this module's types
 
-        choice = self.on_unknown if on_unknown is None else _checked(on_unknown)
+        choice = self.on_unknown if on_unknown is None else checked_on_unknown(on_unknown)
         return Propagation(model, self, choice, checkpoint=checkpoint, fuse=fuse)
 
     @contextmanager
@@ -258,7 +239,7 @@ class Composite(Mapping[Target, Rule]):
     def function_rule(self, function: Callable[..., Any]) -> Rule | None:
         """The rule for a torch function or an operator, or None if it has none."""
         rule = self._rules.get(function)
-        if rule is None and (name := _operator_name(function)):
+        if rule is None and (name := operator_name(function)):
             rule = self._rules.get(OperatorName(name))
         return rule
 
@@ -309,7 +290,7 @@ class Composite(Mapping[Target, Rule]):
     @property
     def has_calls(self) -> bool:
         """Whether functions written in Python are among its targets."""
-        return bool(self._signatures) or any(map(_is_pythons, self._rules))
+        return bool(self._signatures) or any(map(is_pythons, self._rules))
 
     def call_rule(self, function: Callable[..., Any]) -> Rule | None:
         """The rule for a function written in Python that a module calls, or None if it has none.
@@ -317,7 +298,7 @@ class Composite(Mapping[Target, Rule]):
         Torch's own are no such functions: each call of them is seen.
         """
         function = getattr(function, "__func__", function)
-        if not _is_pythons(function) and not isinstance(function, nn.Module):
+        if not is_pythons(function) and not isinstance(function, nn.Module):
             return None
         if (rule := self._rules.get(function)) is not None:  # pyright: ignore[reportArgumentType, reportCallIssue]
             return rule
@@ -338,7 +319,7 @@ class Composite(Mapping[Target, Rule]):
     def __str__(self) -> str:
         groups: dict[str, list[str]] = {}
         for target, rule in self._rules.items():
-            groups.setdefault(rule_name(rule), []).append(_spell(target).rsplit(".", 1)[-1])
+            groups.setdefault(rule_name(rule), []).append(spelled(target).rsplit(".", 1)[-1])
         lines = [repr(self)]
         largest = sorted(groups.items(), key=lambda item: -len(item[1]))
         for label, names in largest[:_MOST_RULES]:
@@ -359,74 +340,3 @@ def nothing_to_explain(model: nn.Module, composite: Composite) -> str:
         "that requires grad (parameters are constants here): give it a leaf to explain, such as "
         "x = model.get_input_embeddings()(ids).detach().requires_grad_() as inputs_embeds"
     )
-
-
-def rule_name(rule: Rule) -> str:
-    """How a rule is called in tables."""
-    if isinstance(rule, Within):
-        return "within"
-    return rule.name if isinstance(rule, Family) else getattr(rule, "__name__", repr(rule))
-
-
-def target_name(function: Any) -> str:
-    """A torch function or operator as one writes it as a target."""
-    name = _operator_name(function)
-    return f'lxt.OperatorName("{name}")' if name else operation_name(function)
-
-
-def _operator_name(function: Any) -> str | None:
-    if isinstance(function, torch._ops.OpOverload):
-        return function._schema.name
-    if isinstance(function, torch._ops.HigherOrderOperator):
-        return f"higher_order::{function.name()}"
-    return getattr(function, "_qualified_op_name", None)
-
-
-def _spell(target: Any) -> str:
-    if isinstance(target, str | ClassPath | OperatorName | Having | Signature):
-        return str(target)
-    if isinstance(target, type):
-        return f"{target.__module__}.{target.__qualname__}"
-    return operation_name(target)
-
-
-def _may_be_a_module(target: Any) -> bool:
-    return isinstance(target, str | type | ClassPath | Having)
-
-
-def _is_pythons(target: Any) -> bool:
-    """Whether a target is a function written in Python, outside of torch."""
-    module = getattr(target, "__module__", None) or ""
-    return isinstance(target, FunctionType) and module.partition(".")[0] != "torch"
-
-
-def _checked(on_unknown: Any) -> OnUnknown:
-    if on_unknown not in ("error", "gradient"):
-        raise InvalidComposite(f'on_unknown is "error" or "gradient", not {on_unknown!r}')
-    return on_unknown
-
-
-def _check(target: Any, rule: Any) -> None:
-    if isinstance(target, type) and not issubclass(target, nn.Module):
-        raise InvalidComposite(f"{target!r} is a class but no torch.nn.Module")
-    if isinstance(target, nn.Module):
-        raise InvalidComposite(
-            f"{type(target).__name__}(…) is an instance: give its class, or its name as a string"
-        )
-    by_name = str | ClassPath | OperatorName | Having | Signature
-    if not callable(target) and not isinstance(target, by_name):
-        raise InvalidComposite(
-            f"{target!r} is no target: give a torch function, a module class or a name pattern"
-        )
-    if isinstance(rule, type) and issubclass(rule, nn.Module):
-        raise InvalidComposite(
-            f"the rule of {_spell(target)} is {rule.__name__}, a class of modules: such rules go "
-            "into lxt.explicit.core.Composite"
-        )
-    if isinstance(rule, Within) and not _may_be_a_module(target):
-        raise InvalidComposite(f"the rule of {_spell(target)} is {rule!r}, which is for modules")
-    if not callable(rule) and not isinstance(rule, Family | Within):
-        raise InvalidComposite(
-            f"the rule of {_spell(target)} is {rule!r}: give a function with the same signature, "
-            "or a rule of lxt.rules"
-        )

@@ -18,9 +18,10 @@ from lxt.batching import (
     rows_of_like_length,
     tokens_at_once,
 )
-from lxt.composite import Composite, OnUnknown
+from lxt.composite import Composite
 from lxt.composites import as_composite
 from lxt.engine.segments import Checkpoint
+from lxt.entries import OnUnknown
 from lxt.errors import InvalidTarget
 from lxt.explanation import ExplainedTarget, Explanation
 from lxt.gradients import compute_dtype

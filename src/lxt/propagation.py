@@ -17,9 +17,9 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.nn.parameter import is_lazy
 
-from lxt.composite import Composite, OnUnknown, Rule, target_name
+from lxt.composite import Composite
+from lxt.engine.admission import claim, release, require_free, require_module, require_ready
 from lxt.engine.calls import rewired
 from lxt.engine.hooks import OutputGuard, changed_output
 from lxt.engine.mode import Observer, RuleMode, in_force
@@ -30,18 +30,14 @@ from lxt.engine.standins import StandIn
 from lxt.engine.units import Entrance, Unit, bound_rule
 from lxt.engine.walk import modules_in
 from lxt.engine.zennit import require_zennit_speaks
-from lxt.errors import AlreadyRegistered, InvalidComposite, InvalidModel
+from lxt.entries import OnUnknown, Rule, target_name
+from lxt.errors import InvalidComposite
 from lxt.fusion.norm import NAME as NORM
 from lxt.fusion.unit import FusedUnit
 from lxt.rules.elementary import Unfolded, composed, passthrough
 from lxt.structure import InTheOpen, Within
 
-__all__ = ["Propagation", "require_module"]
-
-# Every module of a registered model → its propagation. Weak on both sides: it keeps nothing alive.
-_registered: weakref.WeakKeyDictionary[nn.Module, weakref.ref[Propagation]] = (
-    weakref.WeakKeyDictionary()
-)
+__all__ = ["Propagation"]
 
 # Nothing changes within but that calls of functions written in Python are seen.
 _IN_THE_OPEN = Within({})
@@ -70,8 +66,8 @@ class Propagation:
     ) -> None:
         require_module(model)
         if registered:
-            _require_free(model)
-        _require_ready(model)
+            require_free(model)
+        require_ready(model)
         composite.require_names_in(model)
         self._checkpointing = Checkpointing.of(model, checkpoint)
         self.targets: ModuleTargets = []
@@ -103,9 +99,7 @@ class Propagation:
         self._guard: OutputGuard | None = None
         self._entrance: Entrance | None = None
         if registered:
-            reference: weakref.ref[Propagation] = weakref.ref(self)
-            for module in modules_in(model):
-                _registered[module] = reference
+            claim(model, self)
             self._entrance = Entrance(model, self)
 
     @property
@@ -126,9 +120,7 @@ class Propagation:
             self._entrance = None
         if self._guard is not None:
             self._guard.remove()
-        for module in modules_in(self.model):
-            if _propagation_of(module) is self:
-                del _registered[module]
+        release(self.model, self)
 
     def run(
         self,
@@ -296,7 +288,7 @@ class Propagation:
         """The modules that are targets now: a model may have changed since it was registered."""
         composite = self.composite
         named = composite.named_rules(self.model)
-        thrifty = True
+        mlps = 0
         for module in modules_in(self.model):
             rule = named.get(module)
             if rule is None:
@@ -308,9 +300,9 @@ class Propagation:
             if rule is None and self._has_calls(module):
                 rule = _IN_THE_OPEN
             if rule is None and (unit := self._fused(module, named)) is not None:
-                # Every other one, for a few percent of time; norms keep next to nothing anyway.
-                thrifty = thrifty if unit.name == NORM else not thrifty
-                rule = replace(unit, thrifty=thrifty)
+                # One of six, for a few percent of time; norms keep next to nothing anyway.
+                mlps += unit.name != NORM
+                rule = replace(unit, thrifty=unit.name != NORM and mlps % 6 == 1)
             if rule is not None:
                 yield module, rule
 
@@ -346,67 +338,3 @@ class Propagation:
     def __repr__(self) -> str:
         state = "removed from" if self._entrance is None else "on"
         return f"Propagation({self.composite.name!r} {state} {type(self.model).__name__})"
-
-
-def require_module(model: Any) -> None:
-    """Make sure that relevance can flow through a model at all.
-
-    Raises:
-        InvalidModel: it is no module, or a class of modules.
-    """
-    if not isinstance(model, nn.Module):
-        text = repr(model)
-        text = text if len(text) <= 60 else f"a {type(model).__name__}"
-        raise InvalidModel(
-            f"{text} is no torch.nn.Module instance: relevance can't flow through it"
-        )
-
-
-def _require_free(model: nn.Module) -> None:
-    for module in modules_in(model):
-        if (other := _propagation_of(module)) is not None:
-            name = _name_of(module, model)
-            part = f"its module {name!r}" if name else "this model"
-            raise AlreadyRegistered(
-                f"{part} ({type(module).__name__}) is under {other.composite.name!r} already: "
-                "call .remove() on that handle, or leave its context, first"
-            )
-
-
-def _name_of(module: nn.Module, model: nn.Module) -> str:
-    return next(name for name, part in model.named_modules() if part is module)
-
-
-def _require_ready(model: nn.Module) -> None:
-    modules = modules_in(model)
-    if not any("_hf_hook" in m.__dict__ or m._forward_pre_hooks for m in modules):
-        for module in modules:
-            for held, tensor in (*module._parameters.items(), *module._buffers.items()):
-                if tensor is not None and tensor.is_meta:
-                    path = _name_of(module, model)
-                    raise InvalidModel(
-                        f"{f'{path}.{held}'.lstrip('.')} of {type(model).__name__} is on the "
-                        "device meta, without values, and nothing is there to load it: load the "
-                        "weights, or use accelerate's dispatch_model, whose hooks do"
-                    )
-    for module in modules:
-        compiled = type(module).__name__ == "OptimizedModule"
-        lazy = any(p is not None and is_lazy(p) for p in module._parameters.values())
-        if not (compiled or lazy or module._compiled_call_impl is not None):
-            continue
-        name = _name_of(module, model)
-        where = f"its module {name!r}" if name else "this model"
-        if lazy:
-            raise InvalidModel(
-                f"{where} ({type(module).__name__}) has parameters without a shape yet: run the "
-                "model once first"
-            )
-        raise InvalidModel(
-            f"{where} is compiled, so nothing shows which operations it runs: give the model "
-            "as it was before torch.compile"
-        )
-
-
-def _propagation_of(module: nn.Module) -> Propagation | None:
-    reference = _registered.get(module)
-    return reference() if reference else None

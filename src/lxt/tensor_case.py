@@ -14,11 +14,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from lxt.engine.admission import require_module
 from lxt.engine.opaque import tensors_in
 from lxt.errors import InvalidInput, InvalidModel, InvalidTarget
 from lxt.inputs import EmbeddingLeaf
 from lxt.passes import Change, Pass
-from lxt.propagation import require_module
 
 __all__ = ["TensorCase"]
 

@@ -17,8 +17,8 @@ from torchao import quantization as torchao_quantization
 
 import lxt
 import zoo
-from lxt.composite import ClassPath
 from lxt.errors import UnknownOperation
+from lxt.structure import ClassPath
 from test_quantized import differing, gradient, over_composites, random
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from lxt.composite import ClassPath
 from lxt.rules.activation import (
     elementwise,
     gelu_slope,
@@ -13,6 +12,7 @@ from lxt.rules.activation import (
     unit,
 )
 from lxt.rules.registry import Family
+from lxt.structure import ClassPath
 
 __all__ = ["UNITS"]
 

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from lxt.composite import OperatorName
 from lxt.rules.bilinear import product
 from lxt.rules.flex import flex_attention
 from lxt.rules.registry import Family
+from lxt.structure import OperatorName
 
 __all__ = ["FLEX_ATTENTION", "OPERATORS"]
 

@@ -20,10 +20,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.graph import Node
 
-from lxt.composite import ClassPath, Rule, Target
+from lxt.entries import Rule, Target
 from lxt.gradients import carries_relevance, substitute
 from lxt.rules.bilinear import weighted
 from lxt.rules.registry import Operation, Refusal, family, require_constant
+from lxt.structure import ClassPath
 
 __all__ = ["QUANTIZED", "linear", "linear_4bit", "linear_layer", "refused_layer"]
 

@@ -6,7 +6,7 @@ that people write after the papers.
 
 from __future__ import annotations
 
-from lxt.composite import Rule, Target
+from lxt.entries import Rule, Target
 from lxt.rules.elementary import constant
 from lxt.rules.recurrent import recurrence, short_convolution, value_only_split, whole_mixer
 from lxt.rules.registry import spelled

@@ -15,10 +15,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lxt.composite import Rule, target_name
 from lxt.engine.callsite import Callsite, callsite, module_names
 from lxt.engine.escapes import STOPS
 from lxt.engine.opaque import tensors_in
+from lxt.entries import Rule, target_name
 
 __all__ = ["HiddenDependence", "Origins", "hidden_dependences", "nudged"]
 

@@ -25,9 +25,9 @@ from torch.utils._python_dispatch import (  # torch's own way to ask
 )
 from torch.utils.weak import TensorWeakRef, WeakTensorKeyDictionary
 
-from lxt.composite import target_name
 from lxt.engine.callsite import describe_callsite
 from lxt.engine.opaque import tensors_in
+from lxt.entries import target_name
 from lxt.errors import UnknownOperation
 
 __all__ = [

@@ -12,7 +12,6 @@ import torch
 from torch import nn
 from torch.overrides import TorchFunctionMode
 
-from lxt.composite import Rule, target_name
 from lxt.engine.checkpoint import reenter_checkpoint
 from lxt.engine.escapes import (
     DESCRIBES,
@@ -24,6 +23,7 @@ from lxt.engine.escapes import (
 )
 from lxt.engine.opaque import OpaqueOperations
 from lxt.engine.unknown import unknown_node, unknown_operation
+from lxt.entries import Rule, target_name
 from lxt.errors import UnknownOperation
 from lxt.gradients import keep_operands
 from lxt.rules.elementary import Unfolded
@@ -269,11 +269,14 @@ class RuleMode(TorchFunctionMode):
     ) -> Any:
         """Run a module's forward in the open, with the rules that it has within."""
         before = len(self._called)
-        self._within.append(rule)
-        try:
+        if not rule.table:
             result = forward(*args, **kwargs)
-        finally:
-            self._within.pop()
+        else:
+            self._within.append(rule)
+            try:
+                result = forward(*args, **kwargs)
+            finally:
+                self._within.pop()
         if not self._is_seen(rule, self._called[before:]) and self._opaque.carries(result):
             taken = " or ".join(f"({', '.join(one.names)})" for one in rule.recurrence)
             reason = (

@@ -19,7 +19,7 @@ from torch import Tensor
 from lxt.engine.nodes import Formulation, formulation_of, hands_on
 from lxt.errors import ReentrantCheckpoint, UnknownOperation
 
-__all__ = ["OpaqueOperations", "is_seen_through", "next_number", "tensors_in"]
+__all__ = ["OpaqueOperations", "is_seen_through", "is_transforming", "next_number", "tensors_in"]
 
 next_number = torch._C._autograd._get_sequence_nr  # pyright: ignore[reportAttributeAccessIssue]
 
@@ -44,6 +44,11 @@ def tensors_in(value: Any) -> Iterator[Tensor]:
     elif is_dataclass(value) and not isinstance(value, type):
         for field in fields(value):
             yield from tensors_in(getattr(value, field.name))
+
+
+def is_transforming() -> bool:
+    """Whether a transformation of torch.func is at work."""
+    return _functorch_depth() is not None
 
 
 def _refuse_transformed(operands: Iterable[Tensor]) -> None:
@@ -75,7 +80,7 @@ class OpaqueOperations:
 
     def must_look(self) -> bool:
         """Whether `before` may have something to say: the shorter way for most calls."""
-        return bool(self._starts) or next_number() != self._next or _functorch_depth() is not None
+        return bool(self._starts) or next_number() != self._next or is_transforming()
 
     def before(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> str | None:
         """Look at the operands of a call that was seen.
@@ -88,7 +93,7 @@ class OpaqueOperations:
             ReentrantCheckpoint: one of them came out of a reentrant checkpoint.
 
         """
-        if _functorch_depth() is not None:
+        if is_transforming():
             _refuse_transformed((*tensors_in(args), *tensors_in(kwargs)))
         number = next_number()
         if number != self._next:

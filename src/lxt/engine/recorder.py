@@ -17,7 +17,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lxt.composite import Rule, rule_name, target_name
 from lxt.engine.callsite import callsite, module_names
 from lxt.engine.nodes import Formulation, formulation_of
 from lxt.engine.opaque import is_seen_through, next_number, tensors_in
@@ -34,6 +33,7 @@ from lxt.engine.records import (
     kept,
 )
 from lxt.engine.zeroed import values_at_zero
+from lxt.entries import Rule, rule_name, target_name
 from lxt.rules.activation import Elementwise
 from lxt.rules.declared import declarations_of
 from lxt.rules.registry import REGISTRY, Absorbs, family_of

@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from lxt.composite import FunctionRule, Rule
 from lxt.engine.compiled import as_written
 from lxt.engine.mode import in_force
 from lxt.engine.standins import StandIn
 from lxt.engine.verify import verified
+from lxt.entries import FunctionRule, Rule
 from lxt.fusion.unit import FusedUnit
 from lxt.rules.registry import Family
 from lxt.structure import Within

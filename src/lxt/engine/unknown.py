@@ -6,8 +6,8 @@ from typing import Any
 
 from torch import nn
 
-from lxt.composite import target_name
 from lxt.engine.callsite import describe_callsite
+from lxt.entries import target_name
 from lxt.errors import UnknownOperation
 
 __all__ = ["unknown_node", "unknown_operation"]

@@ -16,7 +16,8 @@ from lxt import composites
 from lxt.architectures import RECURRENT, TRAINING
 from lxt.architectures.quantized import linear
 from lxt.architectures.recurrent import recurrent
-from lxt.composite import Composite, Rule, Target
+from lxt.composite import Composite
+from lxt.entries import Rule, Target
 from lxt.errors import InvalidComposite
 from lxt.explicit import compound, operations as explicit, written
 from lxt.rules import bilinear, constants, losses, normalization, powers, spectral

@@ -15,15 +15,16 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lxt.composite import Composite, matches, require_names, rule_name
+from lxt.composite import Composite
+from lxt.engine.admission import require_module
 from lxt.engine.callsite import describe_callsite, innermost_module, warn_caller
 from lxt.engine.zennit import has_zennits_hook
+from lxt.entries import rule_name
 from lxt.errors import InvalidComposite, UnmappedOperationWarning
 from lxt.explicit import functional as lf
 from lxt.explicit.composites import moves, not_in_place
 from lxt.explicit.modules import INIT_MODULE_MAPPING, MultiheadAttention_CP
 from lxt.explicit.rules import epsilon_lrp
-from lxt.propagation import require_module
 from lxt.rules.elementary import passthrough
 from lxt.rules.registry import (
     OPERATORS,
@@ -34,6 +35,7 @@ from lxt.rules.registry import (
     in_place,
     spelled,
 )
+from lxt.structure import matches, require_names
 
 __all__ = ["Registration"]
 

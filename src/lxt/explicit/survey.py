@@ -11,9 +11,10 @@ from rich.table import Table
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from lxt.composite import Composite, rule_name, target_name
+from lxt.composite import Composite
 from lxt.engine.callsite import innermost_module
 from lxt.engine.opaque import tensors_in
+from lxt.entries import rule_name, target_name
 from lxt.errors import InvalidInput
 from lxt.explicit.composites import moves
 from lxt.explicit.registration import Registration

@@ -57,6 +57,11 @@ class Affine:
         """[out, in]."""
         return self.held if self.compute is _linear else self.held.t()
 
+    @property
+    def tensors(self) -> tuple[Tensor, Tensor | None]:
+        """What `torch.nn.functional.linear` takes beside x."""
+        return self.weight, self.bias
+
     def split(self, split: Callable[[Tensor], tuple[Tensor, Tensor]]) -> list[Affine]:
         """Two layers that together put out what this one does; `split` takes that apart."""
         weights = split(self.weight.t())

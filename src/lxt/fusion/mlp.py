@@ -5,9 +5,9 @@ With u = up(x), v = gate(x), f the element-wise function and s its secant slope,
     h = Wdᵀ g,   ∂u = a · h · f(v),   ∂v = b · h · u · s(v),   ∂x = Wuᵀ ∂u + Wgᵀ ∂v
 
 with a = b = ½ by the rule of products (Achtibat et al. 2024, Eq. 9 and Prop. 3.3), and a = 1, b = 0
-where a gate is a constant (Ali et al. 2022). What is kept is v, and u; a thrifty unit keeps x,
-which is several times smaller, and computes u from it again: one product of matrices more. Where
-the gate is constant it is f(v) alone. Without a gate it is v.
+where a gate is a constant (Ali et al. 2022). What is kept is u and v; a thrifty unit keeps x,
+which is several times smaller, and computes both from it again: two products of matrices more.
+Where the gate is constant it is f(v) alone. Without a gate it is v.
 """
 
 from __future__ import annotations
@@ -89,15 +89,13 @@ class _GatedMLP(Function):
         with torch._C.DisableTorchFunction():
             gate, up = parts.project(x)
             activated = parts.activation.call(parts.module, gate)
-            weights = parts.gate.weight, parts.up.weight, parts.up.bias, parts.down.weight
+            weights = (*parts.gate.tensors, *parts.up.tensors, parts.down.weight)
             ctx.activation, ctx.module, ctx.shares = parts.activation, parts.module, parts.shares
             if not parts.shares[1]:
                 ctx.save_for_backward(activated, None, *weights)
                 return parts.down(activated * up)
-            ctx.thrifty = thrifty
-            if thrifty:  # a half of what one layer put out would keep the other half alive
-                kept = gate if parts.both is None else gate.contiguous()
-                ctx.save_for_backward(kept, x, *weights)
+            if thrifty:
+                ctx.save_for_backward(x, None, *weights)
             else:
                 ctx.save_for_backward(gate, up, *weights)
             return parts.down(activated.mul_(up))
@@ -115,11 +113,15 @@ class _GatedMLP(Function):
 def _gated_gradient(
     ctx: Any, weights: list[Any], g: Tensor, kept: Tensor, other: Tensor | None
 ) -> Tensor:
-    gate_weight, up_weight, up_bias, down_weight = weights
-    if other is None:
+    gate_weight, gate_bias, up_weight, up_bias, down_weight = weights
+    if not ctx.shares[1]:
         return torch.matmul(g, down_weight).mul_(kept) @ up_weight
+    if other is None:
+        x, kept = kept, F.linear(kept, gate_weight, gate_bias)
+        up = F.linear(x, up_weight, up_bias)
+    else:
+        up = other
     slope = ctx.activation.slope(ctx.module, kept.to(compute_dtype(kept.dtype)))
-    up = F.linear(other, up_weight, up_bias) if ctx.thrifty else other
     h = torch.matmul(g * ctx.shares[0], down_weight)
     if ctx.activation.through_origin:
         h = h.mul_(slope.to(h.dtype))

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from lxt.composite import Rule
 from lxt.engine.mode import Observer
 from lxt.engine.standins import StandIn
+from lxt.entries import Rule
 
 if TYPE_CHECKING:
     from lxt.composite import Composite

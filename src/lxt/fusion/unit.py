@@ -8,11 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from lxt.engine.opaque import is_transforming
 from lxt.fusion.proof import Run
 
 __all__ = ["FusedUnit"]
-
-_functorch_depth = torch._C._functorch.peek_interpreter_stack  # pyright: ignore[reportAttributeAccessIssue]
 
 
 @dataclass(frozen=True)
@@ -46,5 +45,5 @@ class FusedUnit:
             and x.requires_grad
             and x.dtype is self.dtype
             and not torch.is_autocast_enabled(x.device.type)
-            and _functorch_depth() is None
+            and not is_transforming()
         )

@@ -27,7 +27,7 @@ aten = torch.ops.aten
 
 __all__ = ["Shares", "attention_gradients", "fits"]
 
-_BLOCK = 64
+_BLOCK = 128
 """Queries in a block: so few that its scores stay in a processor's cache."""
 
 

@@ -10,7 +10,7 @@ import sys
 from collections import defaultdict
 from pathlib import Path
 
-from lxt.composite import rule_name
+from lxt.entries import rule_name
 from lxt.rules.registry import REGISTRY, operation_name
 
 __all__ = ["as_markdown", "update"]

@@ -15,9 +15,10 @@ from lxt.auditing.checks import same
 from lxt.auditing.elementwise import is_elementwise
 from lxt.auditing.ledger import Ledger
 from lxt.auditing.recording import recorded
-from lxt.composite import Composite, rule_name, target_name
+from lxt.composite import Composite
 from lxt.composites import attnlrp
 from lxt.engine.recorder import wide
+from lxt.entries import rule_name, target_name
 from lxt.errors import CheckFailed, InvalidRule, LxtError
 from lxt.rules.activation import Elementwise
 from lxt.rules.declared import declarations_of
