@@ -80,14 +80,14 @@ class _Call:
         return hidden.triu_(1)
 
     def blocks(self) -> Iterator[tuple[int, int, int]]:
-        """Blocks of queries: start, end, and how many keys any of them sees."""
+        """Blocks of queries, the last first: start, end, and how many keys any of them sees."""
         queries, keys = self.query.shape[3], self.key.shape[2]
         last: list[int] | None = None
         if self.mask is not None and self.mask.dtype is torch.bool:
             places = torch.arange(1, keys + 1, device=self.mask.device)
             seen = self.mask.flatten(0, 2).any(0)
             last = (seen * places).amax(-1).tolist()
-        for start in range(0, queries, _BLOCK):
+        for start in reversed(range(0, queries, _BLOCK)):
             end = min(start + _BLOCK, queries)
             visible = keys
             if self.is_causal:
@@ -175,8 +175,8 @@ def _written_over(g: Tensor, call: _Call, shares: Shares) -> Found:
     dq = None
     if shares.query:
         dq = query.new_empty(batch, queries, heads * group, channels).transpose(1, 2)
-    dk = key.new_zeros(key.shape) if shares.key else None
-    dv = g.new_zeros(count, keys, g.shape[-1]) if shares.value else None
+    dk: Tensor | None = None
+    dv: Tensor | None = None
     # Fresh memory costs as much as what is computed in it.
     nothing = query.new_zeros(())
     space = [g.new_empty(count * min(_BLOCK, queries) * keys) for _ in range(2)]
@@ -190,27 +190,39 @@ def _written_over(g: Tensor, call: _Call, shares: Shares) -> Found:
         scores, d = (each[: math.prod(size)].view(size) for each in space)
         torch.bmm(rows, key[:, :seen].transpose(1, 2), out=scores)
         weights = call.softmax(scores.view(batch, heads, -1, seen), start).view(size)
-        if dv is not None:
-            part = torch.bmm(weights.transpose(1, 2), upstream)
-            dv[:, :seen].add_(part, alpha=shares.value)
-        if value is None or (dq is None and dk is None):
+        if shares.value:
+            dv = _added(dv, torch.bmm(weights.transpose(1, 2), upstream), keys)
+        if value is None or not (shares.query or shares.key):
             continue
         torch.bmm(upstream, value[:, :seen].transpose(1, 2), out=d)
         aten._softmax_backward_data(d, weights, -1, weights.dtype, grad_input=d)
         if dq is not None:
             part = torch.baddbmm(nothing, d, key[:, :seen], beta=0, alpha=call.scale * shares.query)
             dq[:, :, start:end] = part.view(batch, -1, end - start, channels)
-        if dk is not None:
-            dk[:, :seen].add_(torch.bmm(d.transpose(1, 2), rows), alpha=shares.key)
+        if shares.key:
+            dk = _added(dk, torch.bmm(d.transpose(1, 2), rows), keys)
 
-    def summed(x: Tensor | None) -> Tensor | None:
+    def summed(x: Tensor | None, share: float, width: int) -> Tensor | None:
         """Over the heads that share their keys."""
-        if x is None:
+        if not share:
             return None
-        x = x.view(batch, heads, group, keys, x.shape[-1])
-        return x.sum(2) if group > 1 else x.squeeze(2)
+        if x is None:
+            return g.new_zeros(batch, heads, keys, width)
+        x = x.view(batch, heads, group, keys, width)
+        return (x.sum(2) if group > 1 else x.squeeze(2)).mul_(share)
 
-    return dq, summed(dk), summed(dv)
+    return dq, summed(dk, shares.key, channels), summed(dv, shares.value, g.shape[-1])
+
+
+def _added(total: Tensor | None, part: Tensor, keys: int) -> Tensor:
+    """The sum over blocks of what goes to the keys; a part goes to the first of them."""
+    count, seen, width = part.shape
+    if total is None:
+        if seen == keys:
+            return part
+        total = part.new_zeros(count, keys, width)
+    total[:, :seen].add_(part)
+    return total
 
 
 def _batched(g: Tensor, call: _Call, shares: Shares) -> Found:
@@ -235,7 +247,7 @@ def _batched(g: Tensor, call: _Call, shares: Shares) -> Found:
         if dk is not None:
             dk.narrow(2, 0, seen).add_(torch.matmul(d.transpose(-1, -2), rows))
     return (
-        torch.cat(dq, 3).mul_(call.scale * shares.query) if dq else None,
+        torch.cat(dq[::-1], 3).mul_(call.scale * shares.query) if dq else None,
         None if dk is None else dk.mul_(shares.key),
         None if dv is None else dv.mul_(shares.value),
     )
