@@ -79,6 +79,7 @@ class Composite(Mapping[Target, Rule]):
     __slots__ = (
         "_fusions",
         "_havings",
+        "_held",
         "_names",
         "_patterns",
         "_rules",
@@ -105,6 +106,7 @@ class Composite(Mapping[Target, Rule]):
         self._names = tuple(patterns)
         self._patterns = tuple(name for name in patterns if not name.startswith("/"))
         self._havings = tuple(t for t in reversed(list(rules)) if isinstance(t, Having))
+        self._held = frozenset(name for having in self._havings for name in having.first)
         self._signatures = tuple(t for t in reversed(list(rules)) if isinstance(t, Signature))
         self.name = name
         self.on_unknown: OnUnknown = checked_on_unknown(on_unknown)
@@ -280,6 +282,9 @@ class Composite(Mapping[Target, Rule]):
 
     def structure_rule(self, module: nn.Module) -> Rule | None:
         """The rule for a module by what it holds, or None if it has none."""
+        held = module._parameters, module._buffers, module._modules
+        if type(held[0]) is dict and all(map(self._held.isdisjoint, held)):
+            return None  # as of most modules, which is soon said; those of scripted ones can't be
         return next((self._rules[having] for having in self._havings if having.fits(module)), None)
 
     def module_rule(self, name: str, module: nn.Module) -> Rule | None:

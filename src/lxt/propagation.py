@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import threading
 import weakref
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import replace
 from typing import Any
@@ -194,7 +194,7 @@ class Propagation:
     @property
     def fused(self) -> dict[str, str]:
         """The modules that run as one operation each, by path, and as what: {"layers.0.mlp": …}."""
-        targets = dict(self._module_targets())
+        targets = dict(self._module_targets(modules_in(self.model)))
         return {
             name: unit.name
             for name, module in self.model.named_modules()
@@ -267,9 +267,13 @@ class Propagation:
         with self._lock:
             if self._depth == 0:
                 with ExitStack() as undo:
+                    modules = modules_in(self.model)
                     if self.constants:
-                        undo.callback(ConstantParameters(self.model).release)
-                    self.targets = list(self._module_targets()) if targets is None else targets
+                        undo.callback(ConstantParameters(modules).release)
+                    if targets is None:
+                        self.targets = list(self._module_targets(modules))
+                    else:
+                        self.targets = targets
                     for module, rule in self.targets:
                         undo.callback(Unit.install(module, self, rule).release, self)
                     if self._checkpointing is not None:  # over the units, whose rules run within
@@ -284,12 +288,12 @@ class Propagation:
                 if self._depth == 0:
                     self._undo.close()
 
-    def _module_targets(self) -> Iterator[tuple[nn.Module, Rule]]:
+    def _module_targets(self, modules: Iterable[nn.Module]) -> Iterator[tuple[nn.Module, Rule]]:
         """The modules that are targets now: a model may have changed since it was registered."""
         composite = self.composite
         named = composite.named_rules(self.model)
         mlps = 0
-        for module in modules_in(self.model):
+        for module in modules:
             rule = named.get(module)
             if rule is None:
                 cls = type(module)

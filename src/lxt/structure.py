@@ -58,6 +58,8 @@ class _Names:
     """A target given by names; each may have alternatives, as in "dt|delta"."""
 
     def __init__(self, *names: str) -> None:
+        if not names:
+            raise InvalidComposite(f"lxt.{type(self).__name__}() fits everything: give it names")
         self.names = names
         self._alternatives = tuple(tuple(name.split("|")) for name in names)
 
@@ -76,6 +78,11 @@ class Having(_Names):
 
     >>> lxt.Having("A_log", "D")    # a selective state space, whatever its class is called
     """
+
+    @property
+    def first(self) -> tuple[str, ...]:
+        """Names of which any module must have one."""
+        return self._alternatives[0]
 
     def fits(self, module: nn.Module) -> bool:
         """Whether a module is such a one."""

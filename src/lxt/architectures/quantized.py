@@ -34,6 +34,8 @@ def linear(operation: Operation, *args: Any, **kwargs: Any) -> Tensor:
     """`F.linear`, by the dequantised weight if the weight is a quantised tensor subclass."""
     weight = kwargs.get("weight", args[1] if len(args) > 1 else None)
     if type(weight) in (nn.Parameter, Tensor):
+        if not weight.requires_grad:  # pyright: ignore[reportOptionalMemberAccess]
+            return operation(*args, **kwargs)
         return weighted.function(operation, *args, **kwargs)
     if _dequantises(weight):
         return _by_dequantised_weight(operation, *args, **kwargs)

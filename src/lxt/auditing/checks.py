@@ -70,7 +70,7 @@ def by_itself(case: Case) -> Tensor:
     Its parameters don't require grad, as under rules: torch computes attention by another kernel
     where a bias of it does.
     """
-    constants = ConstantParameters(case.model)
+    constants = ConstantParameters(case.model.modules())
     try:
         return case.forward().output.detach()
     finally:

@@ -8,11 +8,11 @@ that needs it so and handed back by the last.
 from __future__ import annotations
 
 import threading
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from torch import Tensor, nn
 
-from lxt.engine.walk import modules_in
 from lxt.errors import InvalidModel
 
 __all__ = ["ConstantParameters"]
@@ -29,11 +29,11 @@ _lock = threading.Lock()
 
 
 class ConstantParameters:
-    """The parameters of a model as constants, until `release`."""
+    """The parameters of some modules as constants, until `release`."""
 
-    def __init__(self, model: nn.Module) -> None:
+    def __init__(self, modules: Iterable[nn.Module]) -> None:
         self._places: list[tuple[nn.Module, str, _Frozen]] = []
-        holding = [module for module in modules_in(model) if _holds_parameters(module)]
+        holding = [module for module in modules if _holds_parameters(module)]
         for module in holding:
             _require_leaves(module)
         with _lock:
@@ -74,8 +74,9 @@ def _holds_parameters(module: nn.Module) -> bool:
 
 def _require_leaves(module: nn.Module) -> None:
     """Refuse parameters that are computed: they would pass for carriers of relevance."""
-    replicated: dict[str, Tensor] = getattr(module, "_former_parameters", {})
-    for name, parameter in {**module._parameters, **replicated}.items():
+    held: dict[str, Tensor | None] = dict(module._parameters)
+    held |= module.__dict__.get("_former_parameters", {})
+    for name, parameter in held.items():
         if parameter is not None and parameter.requires_grad and not parameter.is_leaf:
             raise InvalidModel(
                 f"the parameter {name!r} of a {type(module).__name__} is computed from another "

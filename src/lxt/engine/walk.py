@@ -16,6 +16,9 @@ def modules_in(model: nn.Module) -> list[nn.Module]:
         if module in found:
             continue
         found[module] = None
-        children = dict(module._modules)  # those of scripted modules have no `values`
-        waiting.extend(child for child in reversed(children.values()) if child is not None)
+        children = module._modules
+        if type(children) is not dict:
+            children = dict(children)  # those of scripted modules have no `values`
+        if children:
+            waiting.extend([child for child in reversed(children.values()) if child is not None])
     return list(found)

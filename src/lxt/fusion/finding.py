@@ -119,35 +119,41 @@ def _surroundings() -> tuple[type, ...]:
     return tuple(mode for mode in modes if mode not in (RuleMode, DeviceContext))
 
 
-_SETTINGS = (int, float, str, bool, type(None), torch.dtype)
+_SETTINGS = frozenset((int, float, str, bool, type(None), torch.dtype))
+
+# What every module has; whether it is in training matters.
+_STANDARD = frozenset(nn.Module().__dict__) - {"training"} | {"forward"}
 
 
 def _structure(module: nn.Module) -> tuple[Any, ...]:
     """What two modules must have in common for the proof of one to hold for the other."""
-    return (
-        _own(module),
-        tuple((name, _own(child)) for name, child in module._modules.items() if child is not None),
-    )
+    found: list[Any] = []
+    _describe(module, found)
+    for name, child in module._modules.items():
+        if child is not None:
+            found.append(name)
+            _describe(child, found)
+    return tuple(found)
 
 
-def _own(module: nn.Module) -> tuple[Any, ...]:
-    state = module.__dict__
-    settings = tuple((name, value) for name, value in state.items() if isinstance(value, _SETTINGS))
-    # Functions and configurations are what they are by identity; held, so that it stays theirs.
-    others = tuple(
-        (name, _Same(value))
-        for name, value in state.items()
-        if not name.startswith("_") and name != "forward" and not isinstance(value, _SETTINGS)
-    )
-    parameters = tuple(
-        (name, None if p is None else (p.shape, p.dtype, p.device.type))
-        for name, p in module._parameters.items()
-    )
-    return type(module), settings, others, parameters
+def _describe(module: nn.Module, found: list[Any]) -> None:
+    found.append(type(module))
+    for name, value in module.__dict__.items():
+        if name in _STANDARD:
+            continue
+        if type(value) in _SETTINGS:
+            found += name, value
+        elif not name.startswith("_"):
+            # Functions and configurations are what they are by identity; held, so that it stays.
+            found += name, _Same(value)
+    for name, p in module._parameters.items():
+        found += (name,) if p is None else (name, p.shape, p.dtype, p.device.type)
 
 
 class _Same:
     """An object as a key that equals itself alone."""
+
+    __slots__ = ("value",)
 
     def __init__(self, value: Any) -> None:
         self.value = value

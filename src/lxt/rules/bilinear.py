@@ -111,19 +111,20 @@ ELEMENTWISE = tuple(spelled("mul", "multiply"))
 @family
 def product(operation: Operation, *args: Any, **kwargs: Any) -> Any:
     """A product in any sense (element-wise, matrix, outer): half to each, R_a = a · g_a / 2."""
-    if operation in ELEMENTWISE and len(args) == 2 and not kwargs and _has_activation(*args):
-        for factor in args:
-            require_own(factor)
-        return multiply(*args, (0.5, 0.5))
+    if len(args) == 2 and not kwargs:
+        if not (carries_relevance(args[0]) and carries_relevance(args[1])):
+            return operation(*args)  # linear, as most products are
+        if operation in ELEMENTWISE and _has_activation(*args):
+            for factor in args:
+                require_own(factor)
+            return multiply(*args, (0.5, 0.5))
     args, kwargs = replace_operands(args, kwargs, 0, SECOND, share)
     return operation(*args, **kwargs)
 
 
-def _has_activation(a: Any, b: Any) -> bool:
+def _has_activation(a: Tensor, b: Tensor) -> bool:
     """Whether one of two factors, alike in shape, came out of a non-linearity and is as it was."""
-    if not (carries_relevance(a) and carries_relevance(b)) or a.shape != b.shape:
-        return False
-    alike = a.dtype is b.dtype and a.device == b.device
+    alike = a.shape == b.shape and a.dtype is b.dtype and a.device == b.device
     return alike and any(curve_of(x.grad_fn) is not None for x in (a, b))
 
 
