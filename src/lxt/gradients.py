@@ -23,6 +23,7 @@ __all__ = [
     "carries_relevance",
     "compute_dtype",
     "curve_of",
+    "in_pieces",
     "is_batched",
     "is_gate",
     "keep_operands",
@@ -104,13 +105,41 @@ class Curve:
 
 
 def secant(
-    x: Tensor, operation: Callable[[Tensor], Tensor], slope: Slope, curve: Curve | None = None
+    x: Tensor,
+    operation: Callable[[Tensor], Tensor],
+    slope: Slope,
+    curve: Curve | None = None,
+    *,
+    pointwise: bool = False,
 ) -> Tensor:
     """`operation(x)`, element-wise, with the gradient g · slope(x) in place of g · operation′(x).
 
-    Only `x` is kept for the backward pass; the slope is computed there, in float32 or more.
+    Only `x` is kept for the backward pass; the slope is computed there, in float32 or more, in
+    pieces if it is `pointwise`: the same for a value wherever it stands.
     """
-    return _Secant.apply(x, operation, slope, curve or Curve())  # pyright: ignore[reportReturnType]
+    return _Secant.apply(x, operation, slope, curve or Curve(), pointwise)  # pyright: ignore[reportReturnType]
+
+
+_PIECE = 2**17
+"""Values in a piece: so few that what is made of them stays in a processor's cache."""
+
+
+def in_pieces(write: Callable[..., object], *tensors: Tensor) -> None:
+    """`write(*tensors)`, which writes to one of them value by value, in pieces if that is faster.
+
+    What a CPU makes along the way then stays in its cache, and takes no fresh memory, which would
+    cost as much as what is computed in it.
+    """
+    first = tensors[0]
+    together = first.device.type == "cpu" and first.numel() > _PIECE
+    if not together or any(
+        is_batched(x) or x.shape != first.shape or not x.is_contiguous() for x in tensors
+    ):
+        write(*tensors)
+        return
+    flat = [x.view(-1) for x in tensors]
+    for start in range(0, first.numel(), _PIECE):
+        write(*(x[start : start + _PIECE] for x in flat))
 
 
 def curve_of(node: Any) -> Curve | None:
@@ -243,12 +272,18 @@ def _remember(node: Any, x: Tensor) -> None:
 class _Secant(Function):
     @staticmethod
     def forward(
-        ctx: Any, x: Tensor, operation: Callable[[Tensor], Tensor], slope: Slope, curve: Curve
+        ctx: Any,
+        x: Tensor,
+        operation: Callable[[Tensor], Tensor],
+        slope: Slope,
+        curve: Curve,
+        pointwise: bool,
     ) -> Tensor:
         ctx.save_for_backward(x)
         ctx.slope = slope
         ctx.function = operation
         ctx.curve = curve
+        ctx.pointwise = pointwise
         ctx.kept = ctx.lent = None
         version = x._version
         y = operation(x)
@@ -262,8 +297,15 @@ class _Secant(Function):
         (g,) = gradients
         x = operand_of(ctx)
         ctx.lent = None
-        slope = ctx.slope(x.to(compute_dtype(x.dtype)))
-        return g * slope.to(g.dtype), None, None, None
+
+        def slope(x: Tensor) -> Tensor:
+            return ctx.slope(x.to(compute_dtype(x.dtype))).to(g.dtype)
+
+        if not ctx.pointwise or is_batched(g):
+            return g * slope(x), None, None, None, None
+        found = torch.empty_like(g)
+        in_pieces(lambda found, g, x: torch.mul(g, slope(x), out=found), found, g, x)
+        return found, None, None, None, None
 
 
 def _made_again(node: Any) -> Tensor:

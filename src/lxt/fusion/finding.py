@@ -109,6 +109,7 @@ def _activation(module: nn.Module, known: Reference) -> Activation | None:
         lambda module, x: of(module)[0](x, *args, **kwargs),
         lambda module, x: of(module)[1](x, *args, **kwargs),
         through_origin,
+        rule.pointwise,
     )
 
 

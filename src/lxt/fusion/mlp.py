@@ -24,7 +24,7 @@ from torch.autograd import Function
 from lxt.fusion.affine import Affine, is_bare, is_plain_tensor, kind_of_affine
 from lxt.fusion.proof import Run
 from lxt.fusion.rows import on_live_rows
-from lxt.gradients import compute_dtype
+from lxt.gradients import compute_dtype, in_pieces
 
 __all__ = ["Activation", "mlp_candidates", "mlp_widths", "parts_are_bare"]
 
@@ -37,12 +37,47 @@ class Activation:
         call: computes it from a module (the MLP) and the operand; never in place.
         slope: its secant slope, in float32 or more.
         through_origin: whether f(0) = 0, so that f(v) = v · s(v).
+        pointwise: whether the slope is the same for a value wherever it stands.
 
     """
 
     call: Callable[[nn.Module, Tensor], Tensor]
     slope: Callable[[nn.Module, Tensor], Tensor]
     through_origin: bool
+    pointwise: bool
+
+    def scale(self, module: nn.Module, h: Tensor, x: Tensor) -> Tensor:
+        """Multiply `h` by the slope at `x`, in place."""
+
+        def write(h: Tensor, x: Tensor) -> None:
+            h.mul_(self._slope(module, x, h.dtype))
+
+        self._write(write, h, x)
+        return h
+
+    def scale_gated(
+        self, module: nn.Module, h: Tensor, gate: Tensor, up: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """The gradients of the gate and of what is gated; the former is written over `h`."""
+        to_up = torch.empty_like(h)
+
+        def write(h: Tensor, to_up: Tensor, gate: Tensor, up: Tensor) -> None:
+            slope = self._slope(module, gate, h.dtype)
+            if self.through_origin:
+                to_up.copy_(h.mul_(slope)).mul_(gate)
+            else:
+                to_up.copy_(h).mul_(self.call(module, gate))
+                h.mul_(slope)
+            h.mul_(up)
+
+        self._write(write, h, to_up, gate, up)
+        return h, to_up
+
+    def _slope(self, module: nn.Module, x: Tensor, dtype: torch.dtype) -> Tensor:
+        return self.slope(module, x.to(compute_dtype(x.dtype))).to(dtype)
+
+    def _write(self, write: Callable[..., None], *tensors: Tensor) -> None:
+        in_pieces(write, *tensors) if self.pointwise else write(*tensors)
 
 
 Split = Callable[[Tensor], tuple[Tensor, Tensor]]
@@ -121,16 +156,10 @@ def _gated_gradient(
         up = F.linear(x, up_weight, up_bias)
     else:
         up = other
-    slope = ctx.activation.slope(ctx.module, kept.to(compute_dtype(kept.dtype)))
     h = torch.matmul(g * ctx.shares[0], down_weight)
-    if ctx.activation.through_origin:
-        h = h.mul_(slope.to(h.dtype))
-        to_up = h * kept
-    else:
-        to_up = h * ctx.activation.call(ctx.module, kept)
-        h = h.mul_(slope.to(h.dtype))
+    to_gate, to_up = ctx.activation.scale_gated(ctx.module, h, kept, up)
     found = torch.matmul(to_up, up_weight)
-    return found.add_(torch.matmul(h.mul_(up), gate_weight))
+    return found.add_(torch.matmul(to_gate, gate_weight))
 
 
 class _PlainMLP(Function):
@@ -150,8 +179,8 @@ class _PlainMLP(Function):
         hidden, into, out = ctx.saved_tensors
 
         def compute(g: Tensor, hidden: Tensor) -> Tensor:
-            slope = ctx.activation.slope(ctx.module, hidden.to(compute_dtype(hidden.dtype)))
-            return torch.matmul(torch.matmul(g, out).mul_(slope.to(g.dtype)), into)
+            h = ctx.activation.scale(ctx.module, torch.matmul(g, out), hidden)
+            return torch.matmul(h, into)
 
         with torch._C.DisableTorchFunction():
             return on_live_rows(compute, g, hidden), None, None, None, None

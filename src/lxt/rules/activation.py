@@ -139,8 +139,13 @@ def replaced(
     args: Any,
     kwargs: Any,
     gates: bool = True,
+    pointwise: bool = False,
 ) -> Tensor:
-    """Call `operation` with the secant slope in the backward pass; in place if asked to."""
+    """Call `operation` with the secant slope in the backward pass; in place if asked to.
+
+    `pointwise` says that the slope is the same for a value wherever it stands, if all arguments
+    are numbers.
+    """
     args, kwargs, inplace = out_of_place(operation, args, kwargs)
     require_constant(**{f"{n}": value for n, value in enumerate(args, start=1)} | kwargs)
     if not x.requires_grad:
@@ -152,6 +157,7 @@ def replaced(
             lambda v: operation(v, *args, **kwargs),
             lambda v: slope(v, *args, **kwargs),
             _curve(operation, args, gates),
+            pointwise=pointwise and not any(isinstance(value, Tensor) for value in args),
         )
     return x.copy_(y) if inplace else y
 
@@ -167,13 +173,19 @@ class Elementwise(Family):
     gates: bool = True
     slope_of: SlopeOf | None = None
     """None where the slope depends on more than the operand, such as what made it."""
+    pointwise: bool = False
+    """Whether the slope is the same for a value wherever it stands, if all arguments are numbers.
+
+    An operation of a user's may have parameters for each channel.
+    """
 
 
-def _elementwise(name: str, slope_of: SlopeOf, gates: bool) -> Elementwise:
+def _elementwise(name: str, slope_of: SlopeOf, gates: bool, pointwise: bool = False) -> Elementwise:
     def apply(operation: Operation, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        return replaced(slope_of(operation, x.dtype), operation, x, args, kwargs, gates)
+        slope = slope_of(operation, x.dtype)
+        return replaced(slope, operation, x, args, kwargs, gates, pointwise)
 
-    return Elementwise(apply, name, gates, slope_of)
+    return Elementwise(apply, name, gates, slope_of, pointwise)
 
 
 def elementwise(slope: Slope, gates: bool = True) -> Elementwise:
@@ -182,7 +194,8 @@ def elementwise(slope: Slope, gates: bool = True) -> Elementwise:
     `slope` takes the arguments of the operation, but for `inplace`. `gates` says whether CP-LRP
     takes the output for a gate where it multiplies something.
     """
-    return _elementwise("secant", lambda operation, dtype: slope, gates)
+    ours = (getattr(slope, "__module__", None) or "").partition(".")[0] == "lxt"
+    return _elementwise("secant", lambda operation, dtype: slope, gates, pointwise=ours)
 
 
 def _from_values(operation: Operation, dtype: torch.dtype) -> Slope:
