@@ -98,6 +98,34 @@ def test_blocks_are_the_whole(call: dict[str, Any], shares: Shares) -> None:
 
 
 @settings(max_examples=50, deadline=None)
+@given(
+    call=calls(),
+    shares=st.sampled_from(SHARES),
+    dtype=st.sampled_from((torch.bfloat16, torch.float16)),
+)
+def test_low_precision_is_rounded_once(
+    call: dict[str, Any], shares: Shares, dtype: torch.dtype
+) -> None:
+    """All sums are taken in float32: what is off is the rounding of operands and results."""
+
+    def rounded(value: Any, to: torch.dtype) -> Any:
+        is_float = isinstance(value, Tensor) and value.is_floating_point()
+        return value.to(to) if is_float else value
+
+    low = {name: rounded(value, dtype) for name, value in call.items()}
+    again = {name: rounded(value, torch.float64) for name, value in low.items()}
+    known = expected(again, shares, again["g"])
+    for one, other in zip(attention_gradients(**low, shares=shares), known, strict=True):
+        assert (one is None) == (other is None)
+        if one is not None and other is not None:
+            assert one.dtype is dtype
+            room = float(other.abs().max()) * 1e-5  # float32's, where terms cancel
+            torch.testing.assert_close(
+                one.double(), other, rtol=torch.finfo(dtype).eps, atol=room + 1e-7
+            )
+
+
+@settings(max_examples=50, deadline=None)
 @given(call=calls())
 def test_a_batch_of_gradients_is_each_of_them(call: dict[str, Any]) -> None:
     """Through the rule, as many targets run."""

@@ -4,8 +4,8 @@ softmax(q kᵀ · scale + mask) v is a product of a product: by the rules of pro
 2024, Prop. 3.3) the value gets half, and query and key a quarter each. CP-LRP takes the weights as
 constants, and the value gets all (Ali et al. 2022).
 
-The forward pass is the kernel's that the model chose. So is the backward pass, but on a CPU in full
-precision where one of our own takes less: it keeps query, key and value only, and computes what is
+The forward pass is the kernel's that the model chose. So is the backward pass, but on a CPU where
+one of our own takes less: it keeps query, key and value only, and computes what is
 asked for. It is about as fast as torch's where attention is causal and long, and twice as fast
 where weights are constants.
 """
@@ -52,14 +52,14 @@ def scaled_operands(
     )
 
 
-_OWN_DTYPES = (torch.float32, torch.float64)
+_OWN_DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 
 _SHORT = 64
 """So many tokens take torch's kernel less time than calling the operations of ours one by one."""
 
 
 def has_own_backward(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> bool:
-    """Whether the backward pass in blocks takes a call: on a CPU, in one full precision.
+    """Whether the backward pass in blocks takes a call: on a CPU, in one precision it knows.
 
     A mask that carries relevance has a gradient too, and torch takes another kernel for it.
     """

@@ -7,7 +7,8 @@ With S = s · q kᵀ + mask, P = softmax(S), y = P v and the gradient g of y:
 P is computed again from q, k and the mask, so that of all this only q, k and v need to be kept
 (Dao et al. 2022, https://arxiv.org/abs/2205.14135); y need not be kept either, since the sum over a
 row is at hand. Where a causal or boolean mask hides all keys behind some position from a whole
-block, nothing is computed for them. With constant weights, ∂v is all there is.
+block, nothing is computed for them. With constant weights, ∂v is all there is. What has less than
+float32 is computed in float32.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from lxt.gradients import is_batched
+from lxt.gradients import compute_dtype, is_batched
 
 aten = torch.ops.aten
 
@@ -142,6 +143,9 @@ def attention_gradients(
         shares: those that are 0 are not computed.
 
     """
+    narrow, wide = g.dtype, compute_dtype(g.dtype)
+    g, query, key = g.to(wide), query.to(wide), key.to(wide)
+    value = None if value is None else value.to(wide)
     (batch, heads, keys, _), queries = key.shape, query.shape[2]
     groups = (batch, heads, query.shape[1] // heads)
     if mask is not None:
@@ -151,7 +155,9 @@ def attention_gradients(
     g = g.reshape(*groups, queries, -1)
     compute = _batched if is_batched(g) else _written_over
     dq, dk, dv = compute(g, call, shares)
-    return None if dq is None else dq.reshape(query.shape), dk, dv
+    dq = None if dq is None else dq.reshape(query.shape)
+    dq, dk, dv = (None if found is None else found.to(narrow) for found in (dq, dk, dv))
+    return dq, dk, dv
 
 
 Found = tuple[Tensor | None, Tensor | None, Tensor | None]
