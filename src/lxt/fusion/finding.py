@@ -1,8 +1,8 @@
 """Finds the modules of a model that may run as one operation, and proves which they are.
 
 A proof is of a structure, not of an instance: modules of one class with parts of the same classes
-and sizes and the same settings share it. It lasts as long as the composite that it was made under,
-and holds under the same function modes.
+and sizes and the same settings share it (`lxt.fusion.likeness`). It lasts as long as the composite
+that it was made under.
 """
 
 from __future__ import annotations
@@ -12,16 +12,16 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._device import DeviceContext
 
-from lxt.engine.mode import RuleMode
 from lxt.engine.standins import StandIn
 from lxt.errors import LxtError
+from lxt.fusion.likeness import likeness, replica, surroundings
 from lxt.fusion.mlp import Activation, mlp_candidates, mlp_widths, parts_are_bare
 from lxt.fusion.norm import NAME as NORM, norm_candidates, norm_width
 from lxt.fusion.proof import Reference, Run, agrees, reference
 from lxt.fusion.unit import FusedUnit
 from lxt.rules.activation import Elementwise, out_of_place
+from lxt.rules.registry import operation_name
 
 if TYPE_CHECKING:
     from lxt.composite import Composite
@@ -48,32 +48,68 @@ class Fusions:
             return None
         if not isinstance(module.__dict__.get("forward"), StandIn | None):
             return None  # somebody else has put a forward of theirs on it
-        structure = _surroundings(), _structure(module)
+        parameter = next(module.parameters())
+        around, like = surroundings(parameter.device), likeness(module)
+        if around is None or like is None:
+            return None
+        structure = around, like
         if structure not in self._units:
-            self._units[structure] = self._prove(module, widths)
+            self._units[structure] = self._prove(module, widths, parameter)
         return self._units[structure]
 
-    def _prove(self, module: nn.Module, widths: list[int]) -> FusedUnit | None:
-        parameter = next(module.parameters())
-        for width in widths:
-            try:
-                known = reference(module, self._composite, width, parameter)
-            except (RuntimeError, LxtError, TypeError, ValueError, IndexError, AttributeError):
-                continue  # not a module of one operand, or of another width
-            for name, run in _candidates(module, known):
-                if agrees(module, run, known):
-                    return FusedUnit(name, run, parameter.dtype)
+    def _prove(self, module: nn.Module, widths: list[int], parameter: Tensor) -> FusedUnit | None:
+        try:
+            stand_in = replica(module)
+            for width in widths:
+                if (found := self._proven(stand_in, width, parameter)) is not None:
+                    return found
+        except Exception:  # whatever its forward makes of a probe that it wasn't made for
+            return None
+        return None
+
+    def _proven(self, module: nn.Module, width: int, like: Tensor) -> FusedUnit | None:
+        try:
+            known = reference(module, self._composite, width, like)
+        except (RuntimeError, LxtError, TypeError, ValueError, IndexError, AttributeError):
+            return None  # not a module of one operand, or of another width
+        for name, run in _candidates(module, known):
+            if agrees(module, run, known):
+                return FusedUnit(name, run, like.dtype)
         return None
 
 
 def _candidates(module: nn.Module, known: Reference) -> Iterator[tuple[str, Run]]:
     if not module._modules:
-        for run in norm_candidates(module):
-            yield NORM, run
+        if _runs_only(known, _OF_NORMS):
+            for run in norm_candidates(module):
+                yield NORM, run
         return
     activation = _activation(module, known)
-    if activation is not None:
+    if activation is not None and _runs_only(known, _OF_MLPS):
         yield from mlp_candidates(module, activation, known.probe.shape[-1])
+
+
+# What may run within beside the one element-wise function: no probe could tell all others.
+_OF_NORMS = frozenset(
+    (
+        *("to", "float", "type", "type_as", "pow", "square", "mean", "add", "mul", "div"),
+        *("rsqrt", "sqrt", "reciprocal", "__rdiv__"),
+    )
+)
+_OF_MLPS = frozenset(
+    (
+        *("linear", "addmm", "mul", "dropout", "to", "view", "reshape"),
+        *("chunk", "split", "__getitem__", "narrow", "unbind"),
+    )
+)
+
+
+def _runs_only(known: Reference, names: frozenset[str]) -> bool:
+    return all(
+        isinstance(call.rule, Elementwise)
+        or operation_name(call.operation).rpartition(".")[2] in names
+        for call in known.calls
+    )
 
 
 def _activation(module: nn.Module, known: Reference) -> Activation | None:
@@ -111,56 +147,3 @@ def _activation(module: nn.Module, known: Reference) -> Activation | None:
         through_origin,
         rule.pointwise,
     )
-
-
-def _surroundings() -> tuple[type, ...]:
-    """The function modes of others that change what operations compute."""
-    depth = torch._C._len_torch_function_stack()
-    modes = (type(torch._C._get_function_stack_at(i)) for i in range(depth))
-    return tuple(mode for mode in modes if mode not in (RuleMode, DeviceContext))
-
-
-_SETTINGS = frozenset((int, float, str, bool, type(None), torch.dtype))
-
-# What every module has; whether it is in training matters.
-_STANDARD = frozenset(nn.Module().__dict__) - {"training"} | {"forward"}
-
-
-def _structure(module: nn.Module) -> tuple[Any, ...]:
-    """What two modules must have in common for the proof of one to hold for the other."""
-    found: list[Any] = []
-    _describe(module, found)
-    for name, child in module._modules.items():
-        if child is not None:
-            found.append(name)
-            _describe(child, found)
-    return tuple(found)
-
-
-def _describe(module: nn.Module, found: list[Any]) -> None:
-    found.append(type(module))
-    for name, value in module.__dict__.items():
-        if name in _STANDARD:
-            continue
-        if type(value) in _SETTINGS:
-            found += name, value
-        elif not name.startswith("_"):
-            # Functions and configurations are what they are by identity; held, so that it stays.
-            found += name, _Same(value)
-    for name, p in module._parameters.items():
-        found += (name,) if p is None else (name, p.shape, p.dtype, p.device.type)
-
-
-class _Same:
-    """An object as a key that equals itself alone."""
-
-    __slots__ = ("value",)
-
-    def __init__(self, value: Any) -> None:
-        self.value = value
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, _Same) and other.value is self.value
-
-    def __hash__(self) -> int:
-        return id(self.value)

@@ -186,10 +186,6 @@ class _PlainMLP(Function):
             return on_live_rows(compute, g, hidden), None, None, None, None
 
 
-# Layers that no MLP has between its linear ones, such as a norm's.
-_STANDARD = (nn.LayerNorm, nn.RMSNorm, nn.Embedding, nn.modules.conv._ConvNd)
-
-
 def affine_names(module: nn.Module) -> list[str]:
     """The names of the linear layers among a module's children."""
     return [name for name, child in module._modules.items() if child and kind_of_affine(child)]
@@ -213,7 +209,9 @@ def mlp_widths(module: nn.Module) -> list[int]:
         held = [p for p in child._parameters.values() if p is not None]
         if not all(map(is_plain_tensor, held)):
             return []
-        if held and name not in names and isinstance(child, _STANDARD):
+        if held and name not in names:
+            return []
+        if any(p.dtype is not _affine(module, names[0]).held.dtype for p in held):
             return []
     return list(dict.fromkeys(_affine(module, name).weight.shape[1] for name in names))
 
