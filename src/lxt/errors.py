@@ -45,6 +45,10 @@ class ReentrantCheckpoint(LxtError, RuntimeError):
     """Reentrant gradient checkpointing hides the operations that it runs."""
 
 
+class NotDifferentiable(LxtError, RuntimeError):
+    """A graph of relevance itself was asked for where there is none."""
+
+
 class CheckpointFailed(LxtError, RuntimeError):
     """A layer under `checkpoint=` can't run a second time as it ran the first."""
 

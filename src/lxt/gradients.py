@@ -5,6 +5,7 @@ Every function here returns the forward value that the model would have computed
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -16,6 +17,7 @@ from torch.autograd import Function
 from torch.multiprocessing.reductions import StorageWeakRef
 
 from lxt.engine.nodes import TRANSPARENT, hands_on, kind_of
+from lxt.errors import NotDifferentiable
 
 __all__ = [
     "TRANSPARENT",
@@ -23,12 +25,14 @@ __all__ = [
     "carries_relevance",
     "compute_dtype",
     "curve_of",
+    "differentiable_once",
     "in_pieces",
     "is_batched",
     "is_gate",
     "keep_operands",
     "multiply",
     "operand_of",
+    "remember",
     "scale",
     "secant",
     "stop",
@@ -151,7 +155,11 @@ def operand_of(node: Any) -> Tensor:
     """What `secant` made the output of a node of, as it was then."""
     if node.kept is not None:
         return node.kept
-    return node.saved_tensors[0] if node.lent is None else node.lent
+    if node.lent is not None:
+        x, version = node.lent
+        if x._version == version:
+            return x
+    return node.saved_tensors[0]  # which autograd refuses if it was written to
 
 
 def multiply(a: Tensor, b: Tensor, shares: tuple[float, float]) -> Tensor:
@@ -187,6 +195,25 @@ def surrogate(
 
     """
     return _Surrogate.apply(value, stand_in, *operands)
+
+
+def differentiable_once(backward: Callable[..., Any]) -> Callable[..., Any]:
+    """A backward pass in one piece, whose results can't be differentiated, and which says so.
+
+    torch's own `once_differentiable` lets a second derivative pass that depends on what was kept.
+    """
+
+    @functools.wraps(backward)
+    def wrapper(ctx: Any, *gradients: Any) -> Any:
+        if torch.is_grad_enabled():
+            raise NotDifferentiable(
+                "create_graph=True asks for a graph of relevance itself, and what computes it in "
+                "one piece has none: put the composite on with fuse=False, and load the model "
+                'with attn_implementation="eager"'
+            )
+        return backward(ctx, *gradients)
+
+    return wrapper
 
 
 class _Scale(Function):
@@ -261,7 +288,9 @@ class _Surrogate(Function):
 _secants: WeakValueDictionary[int, WeakSet[Any]] = WeakValueDictionary()
 
 
-def _remember(node: Any, x: Tensor) -> None:
+def remember(node: Any, x: Tensor) -> None:
+    """Have `keep_operands` give a node of the graph, as its `kept`, a copy of `x` in time."""
+    node.kept = None
     storage = x.untyped_storage()
     node.memory = StorageWeakRef(storage)
     node.layout = x.dtype, x.storage_offset(), x.shape, x.stride()
@@ -289,7 +318,7 @@ class _Secant(Function):
         y = operation(x)
         if x._version != version:
             raise RuntimeError("an element-wise unit wrote to its own operand in place")
-        _remember(ctx, x)
+        remember(ctx, x)
         return y
 
     @staticmethod
@@ -301,7 +330,7 @@ class _Secant(Function):
         def slope(x: Tensor) -> Tensor:
             return ctx.slope(x.to(compute_dtype(x.dtype))).to(g.dtype)
 
-        if not ctx.pointwise or is_batched(g):
+        if not ctx.pointwise or is_batched(g) or torch.is_grad_enabled():
             return g * slope(x), None, None, None, None
         found = torch.empty_like(g)
         in_pieces(lambda found, g, x: torch.mul(g, slope(x), out=found), found, g, x)
@@ -313,8 +342,9 @@ def _made_again(node: Any) -> Tensor:
 
     A checkpoint hands out what it has kept only once.
     """
-    node.lent = operand_of(node)
-    return node.function(node.lent)
+    x = operand_of(node)
+    node.lent = x, x._version
+    return node.function(x)
 
 
 class _Product(Function):

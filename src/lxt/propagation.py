@@ -23,7 +23,7 @@ from lxt.engine.admission import claim, release, require_free, require_module, r
 from lxt.engine.calls import rewired
 from lxt.engine.hooks import OutputGuard, changed_output
 from lxt.engine.mode import Observer, RuleMode, in_force
-from lxt.engine.opaque import tensors_in
+from lxt.engine.opaque import refuse_transforms, tensors_in
 from lxt.engine.parameters import ConstantParameters
 from lxt.engine.segments import Checkpoint, Checkpointing, running
 from lxt.engine.standins import StandIn
@@ -137,6 +137,7 @@ class Propagation:
         self.was_called = True
         if not torch.is_grad_enabled() or self in in_force.propagations:
             return forward(*args, **kwargs)
+        refuse_transforms()
         require_zennit_speaks(self.model, self.composite.formulation)
         with self.active() as mode:
             if self.observer is not None:

@@ -68,6 +68,7 @@ class ClassEntrance:
                 return original(self, *args, **kwargs)
             return entrance._run(self, original.__get__(self), args, kwargs, is_call)
 
+        vars(method)["_lxt_stands_before"] = original
         return method
 
     def _run(

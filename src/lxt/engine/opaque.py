@@ -19,7 +19,14 @@ from torch import Tensor
 from lxt.engine.nodes import Formulation, formulation_of, hands_on
 from lxt.errors import ReentrantCheckpoint, UnknownOperation
 
-__all__ = ["OpaqueOperations", "is_seen_through", "is_transforming", "next_number", "tensors_in"]
+__all__ = [
+    "OpaqueOperations",
+    "is_seen_through",
+    "is_transforming",
+    "next_number",
+    "refuse_transforms",
+    "tensors_in",
+]
 
 next_number = torch._C._autograd._get_sequence_nr  # pyright: ignore[reportAttributeAccessIssue]
 
@@ -51,16 +58,30 @@ def is_transforming() -> bool:
     return _functorch_depth() is not None
 
 
+def refuse_transforms() -> None:
+    """Refuse to run within a transformation of torch.func.
+
+    Raises:
+        UnknownOperation: one is at work.
+    """
+    if is_transforming():
+        raise _transformed()
+
+
+def _transformed() -> UnknownOperation:
+    return UnknownOperation(
+        "torch.func (vmap, grad, …) hides which operations relevance runs through: "
+        "call the model in a plain loop or with a batch instead"
+    )
+
+
 def _refuse_transformed(operands: Iterable[Tensor]) -> None:
     """Refuse tensors of torch.func that carry relevance: their own gradients are not to be seen."""
     for tensor in operands:
         while _is_transformed(tensor):
             tensor = _untransformed(tensor)
             if tensor.requires_grad:
-                raise UnknownOperation(
-                    "torch.func (vmap, grad, …) hides which operations relevance runs through: "
-                    "call the model in a plain loop or with a batch instead"
-                )
+                raise _transformed()
 
 
 def is_seen_through(node: Any) -> bool:

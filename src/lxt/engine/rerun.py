@@ -88,9 +88,11 @@ class Call:
         self._node: Any = _Kept.apply(*stored).grad_fn if stored else None  # pyright: ignore[reportOptionalMemberAccess, reportAttributeAccessIssue]
         self._random = surroundings.random_states()
         self._draws = False
+        self._held: list[tuple[Tensor, int]] = []
 
     def ran(self, surroundings: Surroundings) -> None:
         """It has been made the first time."""
+        self._held = _versions(self._module)
         now = surroundings.random_states()
         self._draws = any(
             not torch.equal(before, after) for before, after in zip(self._random, now, strict=True)
@@ -105,13 +107,18 @@ class Call:
         """Make it again, with what earlier calls returned this time, and copies of objects.
 
         Raises:
-            CheckpointFailed: what it was given has changed since.
+            CheckpointFailed: what it was given, or holds, has changed since.
 
         """
+        if any(version_of(x) != version for x, version in self._held):
+            raise written_later(f"a parameter or buffer of the layer {self._name!r}")
         with torch._C.DisableTorchFunction():
             args, kwargs = self._restored(self._arguments, self._inputs(), results, objects)
-        with surroundings.random(self._random) if self._draws else nullcontext():
-            return self._module.forward(*args, **kwargs)
+        try:
+            with surroundings.random(self._random) if self._draws else nullcontext():
+                return self._module.forward(*args, **kwargs)
+        finally:
+            self._held = _versions(self._module)  # it may count its own runs
 
     def _inputs(self) -> Sequence[Tensor]:
         if self._node is None:
@@ -141,6 +148,11 @@ class Call:
         if is_container(value):
             return mapped(value, lambda item: self._restored(item, stored, results, objects))
         return value
+
+
+def _versions(module: nn.Module) -> list[tuple[Tensor, int]]:
+    """What a module computes with, and how often each was written to."""
+    return [(x, version_of(x)) for x in (*module.parameters(), *module.buffers())]
 
 
 def _kept(

@@ -33,9 +33,10 @@ _KINDS: dict[str, Callable[..., Tensor]] = {
 def kind_of_affine(module: nn.Module) -> Callable[..., Tensor] | None:
     """How a module computes, if it is a linear layer and nothing else."""
     cls = type(module)
-    if module._parameters.get("weight") is None:  # computed from others, as when it is pruned
-        return None
-    return _KINDS.get(f"{cls.__module__}.{cls.__qualname__}")
+    compute = _KINDS.get(f"{cls.__module__}.{cls.__qualname__}")
+    if compute is None or module._parameters.get("weight") is None:
+        return None  # such as one whose weight is computed, as when it is pruned
+    return compute
 
 
 @dataclass(frozen=True)

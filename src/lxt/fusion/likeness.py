@@ -70,7 +70,7 @@ def likeness(module: nn.Module) -> tuple[Any, ...] | None:
 
 def _describe(module: nn.Module, found: list[Any]) -> bool:
     """Add what a module is; whether that can be told."""
-    forward = type(module).forward
+    forward = _forward_of(type(module))
     names = _read_by(type(module))
     if names is None or module._buffers:
         return False
@@ -104,6 +104,11 @@ def _fixed(value: Any, module: nn.Module) -> Any:
     return value if isinstance(value, BuiltinFunctionType | WrapperDescriptorType) else None
 
 
+def _forward_of(cls: type[nn.Module]) -> Any:
+    """A class's forward, which the way in of a patched class may stand before."""
+    return getattr(cls.forward, "_lxt_stands_before", cls.forward)
+
+
 # The names that a class's forward reads, with that forward; weak, since classes come and go.
 _read: weakref.WeakKeyDictionary[type, tuple[Any, frozenset[str] | None]] = (
     weakref.WeakKeyDictionary()
@@ -116,7 +121,7 @@ def _read_by(cls: type[nn.Module]) -> frozenset[str] | None:
     It must write nothing but its own variables, and read no global but modules, classes and
     functions.
     """
-    forward = cls.forward
+    forward = _forward_of(cls)
     known = _read.get(cls)
     if known is None or known[0] is not forward:
         known = _read[cls] = forward, _names_of_methods(cls, forward)

@@ -24,7 +24,7 @@ from torch.autograd import Function
 from lxt.fusion.affine import Affine, is_bare, is_plain_tensor, kind_of_affine
 from lxt.fusion.proof import Run
 from lxt.fusion.rows import on_live_rows
-from lxt.gradients import compute_dtype, in_pieces
+from lxt.gradients import compute_dtype, differentiable_once, in_pieces, remember
 
 __all__ = ["Activation", "mlp_candidates", "mlp_widths", "parts_are_bare"]
 
@@ -126,23 +126,36 @@ class _GatedMLP(Function):
             activated = parts.activation.call(parts.module, gate)
             weights = (*parts.gate.tensors, *parts.up.tensors, parts.down.weight)
             ctx.activation, ctx.module, ctx.shares = parts.activation, parts.module, parts.shares
+            ctx.weights = None
             if not parts.shares[1]:
                 ctx.save_for_backward(activated, None, *weights)
                 return parts.down(activated * up)
             if thrifty:
                 ctx.save_for_backward(x, None, *weights)
+                remember(ctx, x)  # others may write to it, as they may to no other that is kept
+                ctx.weights = [(w, None if w is None else w._version) for w in weights]
             else:
                 ctx.save_for_backward(gate, up, *weights)
             return parts.down(activated.mul_(up))
 
     @staticmethod
+    @differentiable_once
     def backward(ctx: Any, *gradients: Any) -> Any:
-        kept, other, *weights = ctx.saved_tensors
+        kept, other, *weights = _saved(ctx)
         with torch._C.DisableTorchFunction():
             found = on_live_rows(
                 lambda *rows: _gated_gradient(ctx, weights, *rows), *gradients, kept, other
             )
         return found, None, None
+
+
+def _saved(ctx: Any) -> tuple[Any, ...]:
+    """What was saved for the backward pass; of an operand that was written to since, its copy."""
+    if ctx.weights is None or ctx.kept is None:
+        return ctx.saved_tensors
+    if any(w is not None and w._version != version for w, version in ctx.weights):
+        raise RuntimeError("a weight of an MLP was written to between its passes")
+    return ctx.kept, None, *(w for w, _ in ctx.weights)
 
 
 def _gated_gradient(
@@ -174,6 +187,7 @@ class _PlainMLP(Function):
             return out(activation.call(module, hidden))
 
     @staticmethod
+    @differentiable_once
     def backward(ctx: Any, *gradients: Any) -> Any:
         (g,) = gradients
         hidden, into, out = ctx.saved_tensors

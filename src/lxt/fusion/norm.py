@@ -18,7 +18,7 @@ from torch.autograd import Function
 
 from lxt.fusion.affine import is_plain_tensor
 from lxt.fusion.proof import Run
-from lxt.gradients import compute_dtype
+from lxt.gradients import compute_dtype, differentiable_once
 from lxt.rules.normalization import normalized_gradient
 
 __all__ = ["NAME", "norm_candidates", "norm_width"]
@@ -87,6 +87,7 @@ class _Norm(Function):
             return scaled(wide * r, weight, x.dtype)
 
     @staticmethod
+    @differentiable_once
     def backward(ctx: Any, *gradients: Any) -> Any:
         (g,) = gradients
         r, weight = ctx.saved_tensors

@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd import Function
 
-from lxt.gradients import carries_relevance, scale, stop
+from lxt.gradients import carries_relevance, differentiable_once, scale, stop
 from lxt.rules.blockwise import Shares, attention_gradients, fits
 from lxt.rules.elementary import composed
 from lxt.rules.registry import constant_t, mask_t, register, rule, sample, t
@@ -98,6 +98,7 @@ class _Attention(Function):
         return F.scaled_dot_product_attention(query, key, value, attn_mask=mask, **options)
 
     @staticmethod
+    @differentiable_once
     def backward(ctx: Any, *gradients: Any) -> Any:
         (g,) = gradients
         pairs = zip(ctx.shares, ctx.needs_input_grad[:3], strict=True)
