@@ -296,25 +296,14 @@ def test_weights_written_to_before_a_second_run(fuse: bool) -> None:
         y.sum().backward()
 
 
-def test_a_second_derivative_is_right_or_refused() -> None:
-    x = torch.randn(1, 3, WIDTH, dtype=torch.float64)
-    model = Model(Gated(), Gated()).double().requires_grad_(False)
-
-    def relevance(leaf: Tensor, fuse: bool) -> Tensor:
-        with lxt.attnlrp.context(model, fuse=fuse):
-            y = model(leaf)
-        return torch.autograd.grad(y.sum(), leaf, create_graph=True)[0].sum()
-
-    with pytest.raises(NotDifferentiable, match="fuse=False"):
-        relevance(x.clone().requires_grad_(), fuse=True)
-    leaf = x.clone().requires_grad_()
-    (second,) = torch.autograd.grad(relevance(leaf, fuse=False), leaf)
-    step = torch.zeros_like(x)
-    step[0, 0, 0] = 1e-5
-    above, below = (relevance((x + s).requires_grad_(), fuse=False) for s in (step, -step))
-    torch.testing.assert_close(
-        float(second[0, 0, 0]), float((above - below) / 2e-5), rtol=1e-4, atol=1e-7
-    )
+@pytest.mark.parametrize("fuse", [False, True])
+def test_a_graph_of_relevance_is_refused(fuse: bool) -> None:
+    model = Model(Gated(), Gated()).requires_grad_(False)
+    leaf = torch.randn(1, 3, WIDTH, requires_grad=True)
+    with lxt.attnlrp.context(model, fuse=fuse):
+        y = model(leaf)
+    with pytest.raises(NotDifferentiable, match="create_graph"):
+        torch.autograd.grad(y.sum(), leaf, create_graph=True)
 
 
 def test_transformations_around_a_model_are_refused() -> None:

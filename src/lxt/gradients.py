@@ -198,18 +198,17 @@ def surrogate(
 
 
 def differentiable_once(backward: Callable[..., Any]) -> Callable[..., Any]:
-    """A backward pass in one piece, whose results can't be differentiated, and which says so.
+    """A backward pass that raises where a graph of it is asked for.
 
-    torch's own `once_differentiable` lets a second derivative pass that depends on what was kept.
+    What is kept depends on the input by rules, and not by derivatives: so a second derivative would
+    be that of nothing.
     """
 
     @functools.wraps(backward)
     def wrapper(ctx: Any, *gradients: Any) -> Any:
         if torch.is_grad_enabled():
             raise NotDifferentiable(
-                "create_graph=True asks for a graph of relevance itself, and what computes it in "
-                "one piece has none: put the composite on with fuse=False, and load the model "
-                'with attn_implementation="eager"'
+                "create_graph=True asks for a graph of relevance itself, which rules have none of"
             )
         return backward(ctx, *gradients)
 
@@ -322,6 +321,7 @@ class _Secant(Function):
         return y
 
     @staticmethod
+    @differentiable_once
     def backward(ctx: Any, *gradients: Any) -> Any:
         (g,) = gradients
         x = operand_of(ctx)
@@ -330,7 +330,7 @@ class _Secant(Function):
         def slope(x: Tensor) -> Tensor:
             return ctx.slope(x.to(compute_dtype(x.dtype))).to(g.dtype)
 
-        if not ctx.pointwise or is_batched(g) or torch.is_grad_enabled():
+        if not ctx.pointwise or is_batched(g):
             return g * slope(x), None, None, None, None
         found = torch.empty_like(g)
         in_pieces(lambda found, g, x: torch.mul(g, slope(x), out=found), found, g, x)
