@@ -202,6 +202,22 @@ def test_a_forward_that_leaves_something_behind(make: Callable[[], Gated]) -> No
         torch.testing.assert_close(left, known)
 
 
+def down_by_one(x: Tensor, times: int) -> Tensor:
+    return up_by_one(x, times - 1) if times else x
+
+
+def up_by_one(x: Tensor, times: int) -> Tensor:
+    return down_by_one(x, times)
+
+
+def test_helpers_that_call_each_other() -> None:
+    class Helped(Gated):
+        def forward(self, x: Tensor) -> Tensor:
+            return self.down(down_by_one(self.up(x), 2) * F.silu(self.gate(x)))
+
+    assert_same(Model(Helped()))
+
+
 def test_a_forward_that_refuses_probes() -> None:
     assert_same(Model(Asserting()))
 

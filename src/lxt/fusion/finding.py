@@ -14,7 +14,6 @@ import torch
 from torch import Tensor, nn
 
 from lxt.engine.standins import StandIn
-from lxt.errors import LxtError
 from lxt.fusion.likeness import likeness, replica, surroundings
 from lxt.fusion.mlp import Activation, mlp_candidates, mlp_widths, parts_are_bare
 from lxt.fusion.norm import NAME as NORM, norm_candidates, norm_width
@@ -58,20 +57,17 @@ class Fusions:
         return self._units[structure]
 
     def _prove(self, module: nn.Module, widths: list[int], parameter: Tensor) -> FusedUnit | None:
-        try:
-            stand_in = replica(module)
-            for width in widths:
-                if (found := self._proven(stand_in, width, parameter)) is not None:
-                    return found
-        except Exception:  # whatever its forward makes of a probe that it wasn't made for
-            return None
+        for width in widths:
+            try:
+                found = self._proven(replica(module), width, parameter)
+            except Exception:  # whatever its forward makes of a probe that it wasn't made for
+                continue
+            if found is not None:
+                return found
         return None
 
     def _proven(self, module: nn.Module, width: int, like: Tensor) -> FusedUnit | None:
-        try:
-            known = reference(module, self._composite, width, like)
-        except (RuntimeError, LxtError, TypeError, ValueError, IndexError, AttributeError):
-            return None  # not a module of one operand, or of another width
+        known = reference(module, self._composite, width, like)
         for name, run in _candidates(module, known):
             if agrees(module, run, known):
                 return FusedUnit(name, run, like.dtype)

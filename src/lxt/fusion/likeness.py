@@ -156,8 +156,11 @@ _WRITES = frozenset(
 )
 
 
-def _names_in(function: Any) -> frozenset[str] | None:
-    """The names in a function's code, or None if it writes, or reads what may change unseen."""
+def _names_in(function: Any, callers: tuple[Any, ...] = ()) -> frozenset[str] | None:
+    """The names in a function's code, or None if it writes, or reads what may change unseen.
+
+    `callers` are looked at already, and may be called back.
+    """
     if not isinstance(function, FunctionType):
         return None
     if function.__module__.partition(".")[0] == "torch":
@@ -180,8 +183,9 @@ def _names_in(function: Any) -> frozenset[str] | None:
         value = function.__globals__[name]
         if not isinstance(value, fixed):
             return None
-        is_helper = isinstance(value, FunctionType) and value is not function
-        if is_helper and _names_in(value) is None:
+        looked_at = (*callers, function)
+        is_helper = isinstance(value, FunctionType) and value not in looked_at
+        if is_helper and _names_in(value, looked_at) is None:
             return None
     return frozenset(names)
 
