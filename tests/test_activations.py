@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 import operations
 from lxt.composites import attnlrp, cp_lrp
-from lxt.rules.activation import numeric_slope
+from lxt.rules.secants import numeric_slope
 from naive_functions import FUNCTIONS, JUMPS_AT_0, secant
 from operations import Call, Model
 

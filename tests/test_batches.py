@@ -1,13 +1,17 @@
 """Batches of unequal rows: each row as if it were alone, in the order given, in bounded memory."""
 
+from pathlib import Path
+
 import pytest
 import torch
 from torch import nn
 
 import lxt
 import zoo
-from lxt.batching import as_bytes, free_memory, rows_of_like_length
+from lxt import memory
+from lxt.batching import rows_of_like_length
 from lxt.errors import InvalidInput, UnknownOperation
+from lxt.memory import as_bytes, free_memory
 from spellings import byte_level_bpe
 
 BPE = byte_level_bpe()
@@ -178,6 +182,36 @@ def test_budgets_are_read_as_people_write_them() -> None:
     assert free_memory(cpu) > 2**20
     assert as_bytes(None, cpu) > 2**19
     assert as_bytes(None, torch.device("meta")) == 2**30
+
+
+@pytest.mark.parametrize(
+    ("files", "free"),
+    [
+        ({"max": "9000", "current": "5000", "stat": "file 9\ninactive_file 700\n"}, 4700),
+        ({"max": "max", "current": "5000", "stat": ""}, None),
+        ({"max": "5000", "current": "9000", "stat": "inactive_file 0\n"}, 0),
+        (
+            {
+                "limit_in_bytes": "9000",
+                "usage_in_bytes": "5000",
+                "stat": "inactive_file 1\ntotal_inactive_file 300\n",
+            },
+            4300,
+        ),
+        ({"limit_in_bytes": str(2**63 - 4096), "usage_in_bytes": "5000", "stat": ""}, None),
+        ({}, None),
+    ],
+)
+def test_what_is_free_within_a_container(
+    files: dict[str, str], free: int | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "memory").mkdir()
+    folder = "memory/" if "limit_in_bytes" in files else ""
+    for name, text in files.items():
+        (tmp_path / f"{folder}memory.{name}").write_text(text)
+    monkeypatch.setattr(memory, "_CONTROL_GROUPS", tmp_path)
+    found = free_memory(torch.device("cpu"))
+    assert found > 2**20 if free is None else found == free
 
 
 # Heads that are given explained positions only.

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import gc
+import sys
 import weakref
 from collections.abc import Callable
+from types import ModuleType
 from typing import Any
 
 import pytest
@@ -248,6 +250,54 @@ def test_classes_and_hooks_that_change_after_a_proof(monkeypatch: pytest.MonkeyP
         assert_same(model)
     finally:
         handle.remove()
+
+
+def helper(gate: Tensor, up: Tensor) -> Tensor:
+    return outer_helper(gate) * up
+
+
+def outer_helper(gate: Tensor) -> Tensor:
+    return F.silu(gate)
+
+
+class Helped(Gated):
+    def forward(self, x: Tensor) -> Tensor:
+        return self.down(self.within(x))
+
+    def within(self, x: Tensor) -> Tensor:
+        return helper(self.gate(x), self.up(x))
+
+
+def test_helpers_and_methods_that_change_after_a_proof(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, x = Model(Helped(), Helped()), torch.randn(1, 3, WIDTH)
+    assert_same(model, x)
+    for where, name, new in (
+        (sys.modules[__name__], "outer_helper", lambda gate: F.silu(gate) + 0.5 * gate),
+        (sys.modules[__name__], "helper", lambda gate, up: F.silu(up) * gate),
+        (Helped, "within", lambda self, x: F.silu(self.up(x)) * self.gate(x) ** 2),
+    ):
+        monkeypatch.setattr(where, name, new)
+        assert_same(model, x)
+    monkeypatch.undo()
+    assert_same(model, x)
+    propagation = lxt.attnlrp.register(model)
+    assert set(propagation.fused) == {"parts.0", "parts.1"}
+    propagation.remove()
+
+
+tools = ModuleType("tools")
+tools.activation = F.silu
+
+
+def test_a_function_of_a_module_that_changes_after_a_proof(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Tooled(Gated):
+        def forward(self, x: Tensor) -> Tensor:
+            return self.down(tools.activation(self.gate(x)) * self.up(x))
+
+    model = Model(Tooled())
+    assert_same(model)
+    monkeypatch.setattr(tools, "activation", lambda gate: gate**2)
+    assert_same(model)
 
 
 def test_another_mode_sees_every_operation() -> None:

@@ -11,8 +11,8 @@ from hypothesis import given, settings, strategies as st
 from torch import Tensor, nn
 
 import lxt
-from lxt import gradients
-from lxt.gradients import in_pieces
+from lxt import pieces
+from lxt.pieces import in_pieces
 
 WIDTH, INNER = 6, 10
 
@@ -63,10 +63,10 @@ def test_relevance_in_pieces_is_the_same(
     x = torch.randn(5, 4, WIDTH, dtype=dtype)
     upstream = torch.randn_like(model(x))
     whole = found(model, x, fuse, upstream, many)
-    monkeypatch.setattr(gradients, "_PIECE", 7)
-    pieces = found(model, x, fuse, upstream, many)
+    monkeypatch.setattr(pieces, "_PIECE", 7)
+    split = found(model, x, fuse, upstream, many)
     # The last values of a piece are computed one by one, by another function of the C library.
-    torch.testing.assert_close(pieces, whole, rtol=4 * torch.finfo(dtype).eps, atol=1e-12)
+    torch.testing.assert_close(split, whole, rtol=4 * torch.finfo(dtype).eps, atol=1e-12)
 
 
 @settings(max_examples=60, deadline=None)
@@ -82,6 +82,6 @@ def test_every_value_is_written_once(shape: list[int], piece: int, turned: bool)
         x = x.t() if x.dim() == 2 else x
         found = torch.zeros_like(x)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(gradients, "_PIECE", piece)
+        patch.setattr(pieces, "_PIECE", piece)
         in_pieces(lambda found, x: found.add_(2 * x), found, x)
     assert torch.equal(found, 2 * x)

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import gc
-import os
-import re
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -20,61 +18,13 @@ __all__ = [
     "Footprint",
     "Halving",
     "as_batch_size",
-    "as_bytes",
-    "free_memory",
     "rows_of_like_length",
     "tokens_at_once",
 ]
 
-_UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}
-_SIZE = re.compile(r"\s*(\d+(?:\.\d+)?)\s*([KMGT]?)(I?)B?\s*", re.IGNORECASE)
-
-_UNKNOWN_DEVICE = 2 * 2**30
-"""The bytes taken to be free on a device that doesn't tell."""
-
 # Beyond so many tokens at once, matrix products get no faster for each of them.
 _ENOUGH_TOKENS = {"cpu": 4096}
 _ENOUGH_ON_ACCELERATORS = 65536
-
-
-def as_bytes(budget: Any, device: torch.device) -> int:
-    """A memory budget in bytes: an integer, a text such as "2GiB" or "500 MB", or None.
-
-    None stands for half of what is free on the device.
-
-    Raises:
-        InvalidInput: it is none of these, or not positive.
-
-    """
-    if budget is None:
-        return free_memory(device) // 2
-    size = None
-    if isinstance(budget, int) and not isinstance(budget, bool):
-        size = budget
-    elif isinstance(budget, str) and (match := _SIZE.fullmatch(budget)):
-        number, unit, binary = match.groups()
-        factor = _UNITS[unit.upper()]
-        if binary:
-            factor = 2 ** (10 * "KMGT".index(unit.upper()) + 10) if unit else 0
-        size = int(float(number) * factor)
-    if size is None or size <= 0:
-        raise InvalidInput(
-            f"memory_budget is {budget!r}: give a positive number of bytes, or a text such as "
-            '"2GiB"'
-        )
-    return size
-
-
-def free_memory(device: torch.device) -> int:
-    """The bytes that are free on a device, as far as it tells."""
-    if device.type == "cuda":
-        free, _ = torch.cuda.mem_get_info(device)
-        return free + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
-    if device.type == "cpu":
-        for name in ("SC_AVPHYS_PAGES", "SC_PHYS_PAGES"):
-            if name in getattr(os, "sysconf_names", ()):
-                return os.sysconf(name) * os.sysconf("SC_PAGE_SIZE")
-    return _UNKNOWN_DEVICE
 
 
 def as_batch_size(size: Any) -> int | None:

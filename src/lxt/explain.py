@@ -10,14 +10,7 @@ from torch import Tensor, nn
 
 from lxt._version import __version__
 from lxt.backward import Backward
-from lxt.batching import (
-    Footprint,
-    Halving,
-    as_batch_size,
-    as_bytes,
-    rows_of_like_length,
-    tokens_at_once,
-)
+from lxt.batching import Footprint, Halving, as_batch_size, rows_of_like_length, tokens_at_once
 from lxt.composite import Composite
 from lxt.composites import as_composite
 from lxt.engine.segments import Checkpoint
@@ -27,6 +20,7 @@ from lxt.explanation import ExplainedTarget, Explanation
 from lxt.gradients import compute_dtype
 from lxt.inputs import input_embeddings
 from lxt.many import Found, ManyTargets
+from lxt.memory import as_bytes
 from lxt.progress import as_progress, progress_of
 from lxt.targets import Every, Readout, Targets
 from lxt.text_case import TextCase

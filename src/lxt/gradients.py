@@ -18,6 +18,7 @@ from torch.multiprocessing.reductions import StorageWeakRef
 
 from lxt.engine.nodes import TRANSPARENT, hands_on, kind_of
 from lxt.errors import NotDifferentiable
+from lxt.pieces import in_pieces, is_batched
 
 __all__ = [
     "TRANSPARENT",
@@ -26,8 +27,6 @@ __all__ = [
     "compute_dtype",
     "curve_of",
     "differentiable_once",
-    "in_pieces",
-    "is_batched",
     "is_gate",
     "keep_operands",
     "multiply",
@@ -53,15 +52,6 @@ def carries_relevance(value: Any) -> bool:
 def compute_dtype(dtype: torch.dtype) -> torch.dtype:
     """The precision for slopes, statistics and sums of `dtype`: float32 or more."""
     return torch.promote_types(dtype, torch.float32)
-
-
-_VMAPS: list[Any] = [torch._C._parse_dispatch_key(name) for name in ("Batched", "FuncTorchBatched")]  # pyright: ignore[reportAttributeAccessIssue]
-
-
-def is_batched(g: Tensor) -> bool:
-    """Whether a gradient is a batch of them: of autograd's `is_grads_batched`, or torch.func's."""
-    keys = torch._C._dispatch_keys(g)
-    return any(map(keys.has, _VMAPS))
 
 
 def stop(x: Tensor) -> Tensor:
@@ -122,28 +112,6 @@ def secant(
     pieces if it is `pointwise`: the same for a value wherever it stands.
     """
     return _Secant.apply(x, operation, slope, curve or Curve(), pointwise)  # pyright: ignore[reportReturnType]
-
-
-_PIECE = 2**17
-"""Values in a piece: so few that what is made of them stays in a processor's cache."""
-
-
-def in_pieces(write: Callable[..., object], *tensors: Tensor) -> None:
-    """`write(*tensors)`, which writes to one of them value by value, in pieces if that is faster.
-
-    What a CPU makes along the way then stays in its cache, and takes no fresh memory, which would
-    cost as much as what is computed in it.
-    """
-    first = tensors[0]
-    together = first.device.type == "cpu" and first.numel() > _PIECE
-    if not together or any(
-        is_batched(x) or x.shape != first.shape or not x.is_contiguous() for x in tensors
-    ):
-        write(*tensors)
-        return
-    flat = [x.view(-1) for x in tensors]
-    for start in range(0, first.numel(), _PIECE):
-        write(*(x[start : start + _PIECE] for x in flat))
 
 
 def curve_of(node: Any) -> Curve | None:

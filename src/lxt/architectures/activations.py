@@ -5,13 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from lxt.rules.activation import (
-    elementwise,
-    gelu_slope,
-    tanh_gelu_slope,
-    unit,
-)
+from lxt.rules.activation import gelu_slope, tanh_gelu_slope
 from lxt.rules.registry import Family
+from lxt.rules.secants import elementwise, unit
 from lxt.structure import ClassPath
 
 __all__ = ["UNITS"]

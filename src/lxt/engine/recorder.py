@@ -34,9 +34,9 @@ from lxt.engine.records import (
 )
 from lxt.engine.zeroed import values_at_zero
 from lxt.entries import Rule, rule_name, target_name
-from lxt.rules.activation import Elementwise
 from lxt.rules.declared import declarations_of
 from lxt.rules.registry import REGISTRY, Absorbs, family_of
+from lxt.rules.secants import Elementwise
 
 __all__ = ["Recorder", "wide"]
 

@@ -21,13 +21,13 @@ from lxt.entries import Rule, Target
 from lxt.errors import InvalidComposite
 from lxt.explicit import compound, operations as explicit, written
 from lxt.rules import bilinear, constants, losses, normalization, powers, spectral
-from lxt.rules.activation import Elementwise
 from lxt.rules.attention import scaled_dot_product_attention, value_only_attention
 from lxt.rules.elementary import constant, passthrough
 from lxt.rules.exponential import EXPONENTIALS_WITHOUT_SOFTMAX, check_logarithm, log1p
 from lxt.rules.flex import flex_attention, value_only_flex_attention
 from lxt.rules.linear import lookup
 from lxt.rules.registry import REGISTRY, Family, Operation, as_family, in_place, spelled
+from lxt.rules.secants import Elementwise
 from lxt.structure import InTheOpen, Within
 
 __all__ = ["attnlrp", "cp_lrp", "explicit_form"]

@@ -19,7 +19,6 @@ from lxt.explicit.check import is_checking
 from lxt.explicit.rule_functions import uniform_epsilon_lrp_fn, uniform_rule_fn
 from lxt.explicit.rules import epsilon_lrp
 from lxt.gradients import carries_relevance
-from lxt.rules.activation import replaced
 from lxt.rules.bilinear import (
     SECOND,
     listed,
@@ -34,6 +33,7 @@ from lxt.rules.registry import (
     family,
     require_own,
 )
+from lxt.rules.secants import replaced
 
 __all__ = [
     "each_output",

@@ -12,10 +12,10 @@ from torch import Tensor
 from lxt.explicit.check import is_checking
 from lxt.explicit.operations import Rule, identity, linearised
 from lxt.gradients import substitute
-from lxt.rules.activation import replaced
 from lxt.rules.elementary import constant
 from lxt.rules.exponential import check_logarithm
 from lxt.rules.registry import Family, Operation, as_family
+from lxt.rules.secants import replaced
 from lxt.rules.written import (
     exponential_over_slope,
     is_log_probability,

@@ -19,8 +19,8 @@ from lxt.fusion.mlp import Activation, mlp_candidates, mlp_widths, parts_are_bar
 from lxt.fusion.norm import NAME as NORM, norm_candidates, norm_width
 from lxt.fusion.proof import Reference, Run, agrees, reference
 from lxt.fusion.unit import FusedUnit
-from lxt.rules.activation import Elementwise, out_of_place
 from lxt.rules.registry import operation_name
+from lxt.rules.secants import Elementwise, out_of_place
 
 if TYPE_CHECKING:
     from lxt.composite import Composite

@@ -8,18 +8,8 @@ anything, is not put to the proof.
 
 from __future__ import annotations
 
-import dis
 import functools
-import weakref
-from collections.abc import Iterator
-from types import (
-    BuiltinFunctionType,
-    CodeType,
-    FunctionType,
-    MethodType,
-    ModuleType,
-    WrapperDescriptorType,
-)
+from types import BuiltinFunctionType, FunctionType, MethodType, WrapperDescriptorType
 from typing import Any
 
 import torch
@@ -28,10 +18,9 @@ from torch.nn.modules import module as hooks_of_all
 from torch.utils._device import DeviceContext
 
 from lxt.engine.mode import RuleMode
+from lxt.fusion.reading import are_settings, reading_of
 
 __all__ = ["likeness", "replica", "surroundings"]
-
-_SETTINGS = frozenset((int, float, str, bool, type(None), torch.dtype, torch.device))
 
 # What every module has; whether it is in training matters.
 _STANDARD = frozenset(nn.Module().__dict__) - {"training"} | {"forward"}
@@ -70,17 +59,16 @@ def likeness(module: nn.Module) -> tuple[Any, ...] | None:
 
 def _describe(module: nn.Module, found: list[Any]) -> bool:
     """Add what a module is; whether that can be told."""
-    forward = _forward_of(type(module))
-    names = _read_by(type(module))
-    if names is None or module._buffers:
+    reading = reading_of(type(module))
+    if reading is None or module._buffers:
         return False
-    found += type(module), forward
+    found += type(module), reading.key
     for name, value in module.__dict__.items():
         if name in _STANDARD:
             continue
-        if type(value) in _SETTINGS:
+        if are_settings(value):
             found += name, value
-        elif name in names:
+        elif name in reading.names:
             fixed = _fixed(value, module)
             if fixed is None:
                 return False
@@ -94,111 +82,15 @@ def _fixed(value: Any, module: nn.Module) -> Any:
     """A function that is what it is for good, or None for anything else."""
     if isinstance(value, functools.partial):
         function, given = _fixed(value.func, module), (*value.args, *value.keywords.values())
-        if function is None or not _are_settings(given):
+        if function is None or not are_settings(*given):
             return None
         return function, tuple(value.keywords), given
     if isinstance(value, MethodType) and value.__self__ is module:
         value = value.__func__
     if isinstance(value, FunctionType):
-        return value if _names_in(value) is not None else None
+        reading = reading_of(value)
+        return None if reading is None else (value, reading.key)
     return value if isinstance(value, BuiltinFunctionType | WrapperDescriptorType) else None
-
-
-def _forward_of(cls: type[nn.Module]) -> Any:
-    """A class's forward, which the way in of a patched class may stand before."""
-    return getattr(cls.forward, "_lxt_stands_before", cls.forward)
-
-
-# The names that a class's forward reads, with that forward; weak, since classes come and go.
-_read: weakref.WeakKeyDictionary[type, tuple[Any, frozenset[str] | None]] = (
-    weakref.WeakKeyDictionary()
-)
-
-
-def _read_by(cls: type[nn.Module]) -> frozenset[str] | None:
-    """The names that a class's forward and the methods it calls read, or None if not all is seen.
-
-    It must write nothing but its own variables, and read no global but modules, classes and
-    functions.
-    """
-    forward = _forward_of(cls)
-    known = _read.get(cls)
-    if known is None or known[0] is not forward:
-        known = _read[cls] = forward, _names_of_methods(cls, forward)
-    return known[1]
-
-
-def _names_of_methods(cls: type[nn.Module], forward: Any) -> frozenset[str] | None:
-    found: set[str] = set()
-    waiting, seen = [forward], set()
-    while waiting:
-        method = waiting.pop()
-        if method in seen:
-            continue
-        seen.add(method)
-        names = _names_in(method)
-        if names is None:
-            return None
-        found |= names
-        for name in names - {"forward"}:
-            for base in cls.__mro__[: cls.__mro__.index(nn.Module)]:
-                if name in base.__dict__:
-                    waiting.append(base.__dict__[name])
-                    break
-    return frozenset(found)
-
-
-_BY_OTHER_WAYS = frozenset(
-    ("getattr", "setattr", "delattr", "vars", "globals", "locals", "eval", "exec", "__dict__")
-)
-_WRITES = frozenset(
-    ("STORE_ATTR", "DELETE_ATTR", "STORE_GLOBAL", "DELETE_GLOBAL", "STORE_SUBSCR", "STORE_DEREF")
-)
-
-
-def _names_in(function: Any, callers: tuple[Any, ...] = ()) -> frozenset[str] | None:
-    """The names in a function's code, or None if it writes, or reads what may change unseen.
-
-    `callers` are looked at already, and may be called back.
-    """
-    if not isinstance(function, FunctionType):
-        return None
-    if function.__module__.partition(".")[0] == "torch":
-        return frozenset(function.__code__.co_names)  # torch's layers and functions
-    if function.__closure__ or (function.__defaults__ and not _are_settings(function.__defaults__)):
-        return None
-    names: set[str] = set()
-    read: set[str] = set()
-    for code in _codes(function.__code__):
-        names.update(code.co_names)
-        for instruction in dis.get_instructions(code):
-            if instruction.opname in _WRITES:
-                return None
-            if instruction.opname in ("LOAD_GLOBAL", "LOAD_NAME"):
-                read.add(instruction.argval)
-    if names & _BY_OTHER_WAYS:
-        return None
-    fixed = ModuleType | FunctionType | BuiltinFunctionType | type
-    for name in read & function.__globals__.keys():
-        value = function.__globals__[name]
-        if not isinstance(value, fixed):
-            return None
-        looked_at = (*callers, function)
-        is_helper = isinstance(value, FunctionType) and value not in looked_at
-        if is_helper and _names_in(value, looked_at) is None:
-            return None
-    return frozenset(names)
-
-
-def _are_settings(values: tuple[Any, ...]) -> bool:
-    return all(type(value) in _SETTINGS for value in values)
-
-
-def _codes(code: CodeType) -> Iterator[CodeType]:
-    yield code
-    for constant in code.co_consts:
-        if isinstance(constant, CodeType):
-            yield from _codes(constant)
 
 
 def replica(module: nn.Module, seed: int = 0) -> nn.Module:

@@ -24,7 +24,8 @@ from torch.autograd import Function
 from lxt.fusion.affine import Affine, is_bare, is_plain_tensor, kind_of_affine
 from lxt.fusion.proof import Run
 from lxt.fusion.rows import on_live_rows
-from lxt.gradients import compute_dtype, differentiable_once, in_pieces, remember
+from lxt.gradients import compute_dtype, differentiable_once, remember
+from lxt.pieces import in_pieces
 
 __all__ = ["Activation", "mlp_candidates", "mlp_widths", "parts_are_bare"]
 

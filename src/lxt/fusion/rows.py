@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 from torch import Tensor
 
-from lxt.gradients import is_batched
+from lxt.pieces import is_batched
 
 __all__ = ["on_live_rows"]
 

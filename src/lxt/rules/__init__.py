@@ -27,11 +27,11 @@ from lxt.rules import (
     softmax,
     spectral,
 )
-from lxt.rules.activation import elementwise, unit
 from lxt.rules.bilinear import gated_product, product, quotient
 from lxt.rules.declared import rule
 from lxt.rules.elementary import composed, constant, passthrough
 from lxt.rules.registry import REGISTRY, Family, family, sample, spelled
+from lxt.rules.secants import elementwise, unit
 
 __all__ = [
     "REGISTRY",

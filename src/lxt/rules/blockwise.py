@@ -22,7 +22,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from lxt.gradients import compute_dtype, is_batched
+from lxt.gradients import compute_dtype
+from lxt.pieces import is_batched
 
 aten = torch.ops.aten
 

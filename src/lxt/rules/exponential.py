@@ -18,7 +18,6 @@ import torch
 from torch import Tensor
 
 from lxt.gradients import carries_relevance
-from lxt.rules.activation import Elementwise, at_origin, curve, replaced
 from lxt.rules.elementary import constant, passthrough
 from lxt.rules.registry import (
     Operation,
@@ -31,6 +30,7 @@ from lxt.rules.registry import (
     spelled,
     t,
 )
+from lxt.rules.secants import Elementwise, at_origin, curve, replaced
 from lxt.rules.written import (
     is_log_probability,
     is_probability,

@@ -19,8 +19,8 @@ import torch
 from torch import Tensor
 
 from lxt.gradients import carries_relevance, secant, surrogate
-from lxt.rules.activation import numeric_slope
 from lxt.rules.registry import Refusal, constant_t, require_own, rule, sample, t
+from lxt.rules.secants import numeric_slope
 
 __all__ = ["gru", "lstm", "rnn"]
 

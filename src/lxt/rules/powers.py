@@ -11,7 +11,6 @@ import torch
 from torch import Tensor
 
 from lxt.gradients import Curve, secant
-from lxt.rules.activation import SOURCE
 from lxt.rules.elementary import constant
 from lxt.rules.registry import (
     Operation,
@@ -27,6 +26,7 @@ from lxt.rules.registry import (
     sample,
     t,
 )
+from lxt.rules.secants import SOURCE
 from lxt.rules.written import refuse_sum_of_exponentials
 
 POWERS = (torch.pow, Tensor.pow, Tensor.__pow__)

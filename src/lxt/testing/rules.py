@@ -20,9 +20,9 @@ from lxt.composites import attnlrp
 from lxt.engine.recorder import wide
 from lxt.entries import rule_name, target_name
 from lxt.errors import CheckFailed, InvalidRule, LxtError
-from lxt.rules.activation import Elementwise
 from lxt.rules.declared import declarations_of
 from lxt.rules.registry import Absorbs, Sample
+from lxt.rules.secants import Elementwise
 from lxt.testing.one_call import OneCall, OneCallCase, floating, require_sample, seed_for
 
 __all__ = ["check_rule"]
