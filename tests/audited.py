@@ -26,7 +26,30 @@ class Net(nn.Module):
         return self.last(self.function(self.first(x)))
 
 
+class Cube(torch.autograd.Function):
+    """A gate that no torch function shows."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        ctx.save_for_backward(x)
+        return x**3
+
+    @staticmethod
+    def backward(ctx: Any, g: Tensor) -> Tensor:
+        (x,) = ctx.saved_tensors
+        return 3 * x**2 * g
+
+
+class CubeGate(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return Cube.apply(x)
+
+
 X = torch.randn(4, 6, generator=torch.Generator().manual_seed(0))
+
+
+def audited(function: Callable[..., Tensor], composite: Any = None) -> lxt.Report:
+    return lxt.audit(Net(function), X, composite=composite)
 
 
 def kinds(report: lxt.Report) -> list[str]:

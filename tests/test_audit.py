@@ -1,53 +1,24 @@
 """Each kind of finding is found where it is, and not in a sound twin.
 
-What the books say of sound models is in `test_ledger.py`; that no rule is idle, in
-`test_audit_rules.py`.
+What a finding says is in `test_audit_report.py`; what the books say of sound models, in
+`test_ledger.py`; that no rule is idle, in `test_audit_rules.py`.
 """
 
 from __future__ import annotations
 
 import copy
 import ctypes
-import io
-import json
 import math
-from collections.abc import Callable
-from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 import torch.nn.functional as F
-from rich.console import Console
 from torch import Tensor, nn
 
 import lxt
-from audited import Net, X, example, kinds
-from lxt.errors import InvalidComposite, InvalidInput, InvalidModel, InvalidTarget, LxtError
-
-
-def audited(function: Callable[..., Tensor], composite: Any = None) -> lxt.Report:
-    return lxt.audit(Net(function), X, composite=composite)
-
-
-class Cube(torch.autograd.Function):
-    """A gate that no torch function shows."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor) -> Tensor:
-        ctx.save_for_backward(x)
-        return x**3
-
-    @staticmethod
-    def backward(ctx: Any, g: Tensor) -> Tensor:
-        (x,) = ctx.saved_tensors
-        return 3 * x**2 * g
-
-
-class CubeGate(nn.Module):
-    def forward(self, x: Tensor) -> Tensor:
-        return Cube.apply(x)
+from audited import Cube, CubeGate, Net, X, audited, kinds
 
 
 class Tripled(torch.autograd.Function):
@@ -255,84 +226,6 @@ def test_a_unit_that_mixes_none(dtype: torch.dtype) -> None:
     )
 
 
-# --- what a finding says --------------------------------------------------------------------------
-
-
-def test_an_unknown_function_is_named_with_place_nature_and_line() -> None:
-    def gate(x: Tensor) -> Tensor:
-        return torch.special.i1(x)
-
-    (finding,) = lxt.audit(
-        nn.Sequential(Net(gate), Net(lambda x: x)).get_submodule("0"), X
-    ).findings
-    assert finding.kind == "unknown operation"
-    for part in (
-        "torch.special.i1",
-        "element-wise",
-        "(Net)",
-        "test_audit.py",
-        "return torch.special.i1(x)",
-    ):
-        assert part in finding.text
-    assert finding.line == "composite | {torch.special.i1: lxt.rules.unit}"
-
-
-@pytest.mark.parametrize(
-    ("function", "rule"),
-    [
-        (lambda x: torch.special.i1(x), "lxt.rules.unit"),
-        (lambda x: torch.logaddexp(x, x.abs()), "my_rule"),
-        (lambda x: torch.renorm(x, 2, 0, 1.0), "my_rule"),
-    ],
-)
-def test_the_line_to_write_fits_the_function(function: Callable[..., Tensor], rule: str) -> None:
-    (finding,) = audited(function).findings
-    assert rule in (finding.line or "")
-
-
-def test_the_line_makes_it_sound() -> None:
-    report = audited(torch.special.i1)
-    line = report.findings[0].line
-    assert line
-    again = audited(
-        torch.special.i1, eval(line, {"composite": lxt.attnlrp, "torch": torch, "lxt": lxt})
-    )
-    assert again.ok
-
-
-def test_a_function_in_a_module_is_given_the_name_of_the_module() -> None:
-    (finding,) = audited(CubeGate()).findings
-    assert finding.text.startswith("Cube is no torch function")
-    assert "{CubeGate: lxt.rules.unit}" in (finding.line or "")
-
-
-def test_a_function_that_runs_often_is_one_finding_with_a_count() -> None:
-    report = audited(lambda x: [x := torch.special.i1(x) for _ in range(3)][-1])
-    (finding,) = report.findings
-    assert ", 3 times" in finding.text
-    (row,) = (row for row in report.coverage if row.status == "unknown")
-    assert row.times == 3
-
-
-class QuickGELU(nn.Module):
-    """One element-wise function in two operations, each of which has a rule."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        return x * torch.sigmoid(1.702 * x)
-
-
-def test_an_activation_that_is_taken_apart() -> None:
-    (finding,) = audited(QuickGELU()).findings
-    assert finding.kind == "activation taken apart"
-    for part in ("QuickGELU is element-wise", "(mul, sigmoid)", "return x * torch.sigmoid"):
-        assert part in finding.text
-    assert finding.line == "composite | {QuickGELU: lxt.rules.unit}"
-    assert audited(QuickGELU(), lxt.attnlrp | {QuickGELU: lxt.rules.unit}).ok
-    shifted = nn.Sequential(type("OnePlus", (nn.Module,), {"forward": lambda _, x: 1 + x.tanh()})())
-    for module in (nn.SiLU(), nn.LayerNorm(6), nn.Softmax(-1), nn.Hardswish(), shifted):
-        assert audited(module).ok
-
-
 # --- other measures -------------------------------------------------------------------------------
 
 
@@ -445,191 +338,3 @@ def test_relevance_on_padding() -> None:
     assert report.ok, report.findings
     assert report.sinks is not None
     assert report.sinks.padding == 0
-
-
-# --- what can be audited --------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("padding", ["left", "right", None])
-def test_rows_of_tokens(padding: Any) -> None:
-    model, rows = example("llama", padding=padding)
-    inputs = {"input_ids": rows.input_ids}
-    if rows.input_mask is not None:
-        inputs["attention_mask"] = rows.input_mask.long()
-    report = lxt.audit(model, inputs)
-    assert report.ok, report.findings
-    assert report.sinks is not None
-    assert report.sinks.padding == 0
-    assert 0 < report.sinks.first < 1
-    assert [bound.module for bound in report.layers] == ["model.layers.0", "model.layers.1"]
-
-
-def test_ids_alone() -> None:
-    model, rows = example("llama")
-    assert lxt.audit(model, rows.input_ids[0].tolist()).ok
-    assert lxt.audit(model, rows.input_ids, lxt.Logit(7)).ok
-
-
-@pytest.mark.parametrize("name", ["t5", "vit", "mamba", "bert_mlm", "qwen3_5", "xlstm"])
-def test_models_of_other_kinds(name: str) -> None:
-    model, one = example(name)
-    report = lxt.audit(model, {**one.kwargs, one.leaf_name: one.leaf})
-    assert report.ok, report.findings
-    assert report.forward_identical
-
-
-def test_a_tuple_and_a_mapping_of_tensors() -> None:
-    model = nn.TransformerDecoderLayer(6, 2, 8, batch_first=True).eval()
-    memory = X[None]
-    by_place = lxt.audit(model, (X[None], memory))
-    by_name = lxt.audit(model, {"tgt": X[None], "memory": memory})
-    assert by_place.ok, by_place.findings
-    assert by_name.relevance == pytest.approx(by_place.relevance)
-
-
-def test_a_model_on_which_nothing_can_be_explained() -> None:
-    with pytest.raises(InvalidModel, match="does not depend on 0"):
-        lxt.audit(Net(lambda x: x.detach()).requires_grad_(False), X)
-    with pytest.raises(LxtError, match="no tensor"):
-        lxt.audit(Net(lambda x: x), b"text")
-    with pytest.raises(InvalidModel, match="no floating-point tensor"):
-        lxt.audit(type("Labels", (nn.Module,), {"forward": lambda _, x: x.argmax(-1)})(), X)
-
-
-@pytest.mark.parametrize(
-    ("inputs", "options", "error", "message"),
-    [
-        ([X], {}, InvalidInput, "is a list: give what the forward of Net takes"),
-        (torch.ones(4, 6).long(), {}, InvalidInput, r"\(int64 \[4, 6\]\) is a floating-point"),
-        (X[:0], {}, InvalidInput, r"\[0, 6\] has no elements"),
-        (X[:, :0], {}, InvalidInput, r"\[4, 0\] has no elements"),
-        (X, {"target": True}, InvalidTarget, "no output True"),
-        (X, {"composite": {}}, InvalidComposite, "{} is no composite"),
-    ],
-)
-def test_what_an_audit_does_not_take(
-    inputs: Any, options: dict[str, Any], error: type[LxtError], message: str
-) -> None:
-    with pytest.raises(error, match=message):
-        lxt.audit(Net(torch.relu), inputs, **options)
-
-
-def test_an_empty_composite_is_the_one_that_is_audited() -> None:
-    report = lxt.audit(Net(torch.relu), X, composite=lxt.Composite({}))
-    assert "unknown operation" in kinds(report)
-
-
-@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
-def test_scripted_code_is_a_finding() -> None:
-    report = audited(torch.jit.script(nn.Sequential(nn.Linear(6, 6), nn.SiLU())))
-    assert "unknown operation" in kinds(report)
-
-
-def test_a_model_that_puts_out_its_input() -> None:
-    with pytest.raises(InvalidModel, match="Identity puts out 0 as it is: no operation runs"):
-        lxt.audit(nn.Identity(), X)
-
-
-def test_an_audit_runs_where_gradients_are_off() -> None:
-    with torch.no_grad():
-        assert audited(torch.relu).ok
-    with torch.inference_mode():
-        model = Net(torch.relu)
-    assert lxt.audit(Net(torch.relu), X).ok
-    del model
-
-
-def test_an_audit_that_raises_leaves_the_model_as_it_was() -> None:
-    calls = 0
-
-    def failing(x: Tensor) -> Tensor:
-        nonlocal calls
-        calls += 1
-        if calls > fails_at:
-            raise ZeroDivisionError("in the model's own code")
-        return torch.relu(x)
-
-    for fails_at in range(6):  # noqa: B007 - `failing` reads it
-        calls, model = 0, Net(failing)
-        before = dict(vars(model)), [p.requires_grad for p in model.parameters()]
-        with pytest.raises(ZeroDivisionError):
-            lxt.audit(model, X)
-        assert (dict(vars(model)), [p.requires_grad for p in model.parameters()]) == before
-        assert all(p.grad is None for p in model.parameters())
-        lxt.attnlrp.register(model).remove()  # it is free
-
-
-def test_progress_is_told_in_stages() -> None:
-    stages: list[str] = []
-    lxt.audit(Net(torch.relu), X, progress=stages.append)
-    assert len(stages) == 6
-    assert all(stage and stage == stage.strip() for stage in stages)
-
-
-# --- the report -----------------------------------------------------------------------------------
-
-
-def test_json_has_it_all(tmp_path: Any) -> None:
-    model, rows = example("llama")
-    report = lxt.audit(model, {"input_ids": rows.input_ids})
-    path = tmp_path / "report.json"
-    report.to_json(path)
-    document = json.loads(path.read_text(), parse_constant=pytest.fail)
-    assert document == json.loads(report.to_json()) == report.to_dict()
-    assert document["schema"] == 1
-    assert document["ok"] is True
-    assert set(document) == {
-        *("schema", "ok", "counts", "model", "composite", "dtype", "target", "relevance", "gross"),
-        *("coverage", "absorbed", "operations", "layers", "additions", "sinks"),
-        *("forward_identical", "fused", "attention", "float64", "findings", "skipped"),
-    }
-    assert set(document["coverage"][0]) == {
-        *("operation", "status", "rule", "module", "module_class", "file", "line", "code", "times")
-    }
-    books = document["relevance"] + sum(document["absorbed"].values())
-    assert books == pytest.approx(document["target"], rel=1e-5)
-
-
-def test_numbers_that_are_not_finite_are_null_in_json() -> None:
-    report = lxt.audit(Net(torch.relu), X)
-    odd = replace(report, target=math.nan, absorbed={"biases": math.inf}, gross=-math.inf)
-    document = json.loads(odd.to_json(), parse_constant=pytest.fail)
-    assert document["target"] is None
-    assert document["absorbed"]["biases"] is None
-
-
-@pytest.mark.parametrize("width", [40, 120])
-def test_the_report_prints_in_any_width(width: int) -> None:
-    model, rows = example("llama")
-    composite = lxt.attnlrp.without(F.silu)
-    report = lxt.audit(model, {"input_ids": rows.input_ids}, composite=composite)
-    console = Console(file=io.StringIO(), width=width)
-    console.print(report)
-    assert isinstance(console.file, io.StringIO)
-    lines = console.file.getvalue().splitlines()
-    assert max(map(len, lines)) <= width
-    text = " ".join(" ".join(lines).split())
-    for part in ("1 finding", "silu", "coverage", "ledger", "the target", "layers"):
-        assert part in text
-    assert "sound: " in str(lxt.audit(model, {"input_ids": rows.input_ids}))
-
-
-def test_names_that_look_like_markup_or_escapes_are_inert() -> None:
-    hostile = "\x1b[31mred[bold]\x00\u202e"
-
-    class Odd(nn.Module):
-        def forward(self, x: Tensor) -> Tensor:
-            return torch.special.i1(x)
-
-    Odd.__name__ = Odd.__qualname__ = hostile.replace("\x00", "")
-    model = nn.Sequential()
-    model.add_module(hostile, Odd())
-    model.add_module("last", nn.Linear(6, 3))
-    report = lxt.audit(model, X)
-    assert not report.ok
-    shown = str(report)
-    assert not {"\x1b", "\x00", "\u202e"} & set(shown)
-    assert "[bold]" in shown
-    with pytest.raises(lxt.errors.CheckFailed) as raised:
-        lxt.testing.check_model(model, X)
-    assert not {"\x1b", "\x00", "\u202e"} & set(str(raised.value))
