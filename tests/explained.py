@@ -5,7 +5,8 @@ import math
 import torch
 from hypothesis import strategies as st
 
-from lxt.explanation import ExplainedTarget, Explanation
+from lxt.explained import ExplainedTarget
+from lxt.explanation import Explanation
 
 TARGET = ExplainedTarget("prediction", '" Paris"', 15.25, 2, '" Paris"')
 OTHER = ExplainedTarget("contrast", '" Paris" − " London"', -0.5, 1, '" Rome"')
@@ -40,7 +41,7 @@ def same(one, other):
     assert one.relevance.dtype == other.relevance.dtype
     for name in ("relevance", "token_ids", "mask"):
         assert torch.equal(getattr(one, name), getattr(other, name))
-    for name in ("tokens", "target", "provenance"):
+    for name in ("tokens", "target", "provenance", "layers"):
         assert getattr(one, name) == getattr(other, name)
 
 
@@ -59,10 +60,12 @@ TARGETS = st.builds(
 def explanations(draw):
     rows = draw(st.none() | st.integers(0, 3))
     targets = draw(st.none() | st.integers(1, 3))
+    layers = draw(st.none() | st.lists(ANY_TEXT, min_size=1, max_size=3))
     tokens = draw(st.integers(0, 6))
     dtype, width = draw(st.sampled_from([(torch.float32, 32), (torch.float64, 64)]))
     shape = (tokens,) if rows is None else (rows, tokens)
-    full = (*shape[:-1], *([] if targets is None else [targets]), tokens)
+    between = [*([] if targets is None else [targets]), *([] if layers is None else [len(layers)])]
+    full = (*shape[:-1], *between, tokens)
 
     def values(strategy, shape):
         size = math.prod(shape)
@@ -74,7 +77,7 @@ def explanations(draw):
     numbers = st.floats(allow_nan=False, allow_infinity=False, width=width)
     mask = torch.tensor(values(st.booleans(), shape), dtype=torch.bool).reshape(shape)
     relevance = torch.tensor(values(numbers, full), dtype=dtype).reshape(full)
-    relevance = relevance.where(mask if targets is None else mask.unsqueeze(-2), 0)
+    relevance = relevance.where(mask.reshape(*shape[:-1], *(1 for _ in between), tokens), 0)
     labels = values(ANY_TEXT, shape)
     ids = values(st.integers(0, 2**63 - 1), shape)
     if rows is None:
@@ -92,7 +95,17 @@ def explanations(draw):
         mask=mask,
         target=target,
         provenance=draw(st.dictionaries(ANY_TEXT, ANY_TEXT, max_size=3)),
+        layers=layers,
     )
+
+
+def traced(**changes):
+    """One input, one target, two layers."""
+    fields = {
+        "relevance": torch.tensor([[0.5, -2.0, 0.25], [1.0, -0.5, 3.0]]),
+        "layers": ["embed_tokens", "layers.0"],
+    }
+    return single(**fields | changes)
 
 
 def many(**changes):

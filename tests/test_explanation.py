@@ -18,9 +18,10 @@ from explained import (
     many,
     same,
     single,
+    traced,
 )
 from lxt.errors import InvalidInput
-from lxt.explanation import ExplainedTarget
+from lxt.explained import ExplainedTarget
 
 
 @settings(deadline=None)
@@ -153,8 +154,44 @@ def test_a_row_of_a_batch_has_its_own_targets_and_no_padding():
     singles = batch_of_many().rows()
     assert [one.target for one in singles] == [TARGET, OTHER, OTHER]
     assert singles[0].relevance.tolist() == [0.5, -2.0, 0.25]
-    with pytest.raises(TypeError, match="row or target"):
+    with pytest.raises(TypeError, match="row, target or layer"):
         first.top(1)
+
+
+def test_layers_are_the_last_axis_before_the_tokens():
+    e = traced()
+    assert e.axes == ("layers", "tokens")
+    assert e.total.tolist() == [-1.25, 3.5]
+    assert [one.axes for one in e] == [("tokens",)] * 2
+    assert e[1].relevance.tolist() == [1.0, -0.5, 3.0]
+    assert e[-1].target is TARGET
+    assert repr(e) == '<Explanation of " Paris": layers 2, tokens 3>'
+    with pytest.raises(IndexError, match="layer 2 of a trace of 2"):
+        e[2]
+    with pytest.raises(TypeError, match="row, target or layer"):
+        e.top(1)
+    relevance = torch.stack([batch_of_many().relevance] * 3, 2)
+    whole = batch_of_many(relevance=relevance, layers=["a", "b", "c"])
+    assert whole.axes == ("batch", "targets", "layers", "tokens")
+    assert whole[1].axes == ("targets", "layers", "tokens")
+    assert whole[1].relevance.tolist() == [[[1.0, 3.0]] * 3]
+    assert [row.axes for row in whole.rows()] == [("layers", "tokens")] * 3
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"layers": ["a"]}, r"\[2, 3\]: it should be \[1 layers, tokens\] or \[targets, 1 layers"),
+        ({"layers": ["a", 2]}, "layers: number 1 is a int"),
+        ({"layers": "ab"}, "layers is a str"),
+        ({"layers": []}, "layers is an empty list"),
+        ({"mask": torch.tensor([True, True, False])}, "padding"),
+        ({"relevance": torch.ones(3)}, r"\[3\]: it should be \[2 layers"),
+    ],
+)
+def test_layers_that_do_not_fit(changes, message):
+    with pytest.raises(InvalidInput, match=message):
+        traced(**changes)
 
 
 @pytest.mark.parametrize(

@@ -11,9 +11,11 @@ from hypothesis import given, settings, strategies as st
 from safetensors import safe_open
 from safetensors.torch import save
 
-from explained import batch, explanations, same, single
+from explained import batch, batch_of_many, explanations, many, same, single
 from lxt.errors import InvalidFile, UnwritableFile
-from lxt.explanation import ExplainedTarget, Explanation, check_writable
+from lxt.explained import ExplainedTarget
+from lxt.explanation import Explanation
+from lxt.storage import check_writable
 
 
 @settings(deadline=None)
@@ -31,7 +33,7 @@ def test_json_is_strict_and_its_numbers_read_back(explanation):
         raise AssertionError(f"{constant} is no JSON")
 
     content = json.loads(explanation.to_json(), parse_constant=refuse)
-    assert (content["format"], content["version"]) == ("lxt.explanation", 2)
+    assert (content["format"], content["version"]) == ("lxt.explanation", 3)
     assert content["provenance"] == explanation.provenance
     rows = explanation.inputs()
     assert len(content["rows"]) == len(rows)
@@ -47,9 +49,15 @@ def test_json_is_strict_and_its_numbers_read_back(explanation):
 
 
 @pytest.mark.parametrize(
-    ("name", "expected"), [("explanation_v1", single()), ("explanation_v1_batch", batch())]
+    ("name", "expected"),
+    [
+        ("explanation_v1", single()),
+        ("explanation_v1_batch", batch()),
+        ("explanation_v2_many", many()),
+        ("explanation_v2_batch", batch_of_many()),
+    ],
 )
-def test_files_of_version_1_are_read(name, expected):
+def test_files_of_earlier_versions_are_read(name, expected):
     same(Explanation.load(Path(__file__).parent / "data" / f"{name}.safetensors"), expected)
 
 
@@ -105,7 +113,7 @@ def test_any_other_file_is_refused(tmp_path_factory, data):
     ("header", "reason"),
     [
         ({"format": "pt"}, "does not name the format lxt.explanation"),
-        ({"version": "3"}, "version '3'.*reads 1 and 2"),
+        ({"version": "4"}, "version '4'.*reads 1, 2 and 3"),
         ({"version": ""}, "version ''"),
         ({"content": ""}, "not JSON"),
         ({"content": "[" * 100_000}, "is not a saved explanation"),

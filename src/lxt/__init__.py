@@ -15,7 +15,8 @@ from lxt.auditing.report import Report
 from lxt.composite import Composite
 from lxt.composites import attnlrp, cp_lrp, gradient
 from lxt.explain import explain
-from lxt.explanation import ExplainedTarget, Explanation
+from lxt.explained import ExplainedTarget
+from lxt.explanation import Explanation
 from lxt.models import load_model
 from lxt.propagation import Propagation
 from lxt.rules import rule, sample

@@ -16,7 +16,8 @@ from lxt.composites import as_composite
 from lxt.engine.segments import Checkpoint
 from lxt.entries import OnUnknown
 from lxt.errors import InvalidTarget
-from lxt.explanation import ExplainedTarget, Explanation
+from lxt.explained import ExplainedTarget
+from lxt.explanation import Explanation
 from lxt.gradients import compute_dtype
 from lxt.inputs import input_embeddings
 from lxt.many import Found, ManyTargets

@@ -1,9 +1,8 @@
 """The result of an explanation: how much each token contributed to what the model computed."""
 
 import os
-import sys
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
@@ -11,55 +10,15 @@ from torch import Tensor
 
 from lxt import storage
 from lxt.errors import InvalidInput
-from lxt.storage import check_writable
+from lxt.explained import ExplainedTarget, check
 
 if TYPE_CHECKING:
     from rich.console import Console, ConsoleOptions, RenderResult
 
-__all__ = ["ExplainedTarget", "Explanation", "check_writable"]
+__all__ = ["Explanation"]
 
-KINDS = ("prediction", "logit", "contrast", "label", "sum")
-
-
-@dataclass(frozen=True)
-class ExplainedTarget:
-    """What was explained, in the model's own words.
-
-    Raises:
-        InvalidInput: the kind is none of the five, the value is not finite, or a field is of the
-            wrong type.
-
-    """
-
-    kind: str
-    """``"prediction"`` (the model's own top token), ``"logit"``, ``"contrast"`` (a difference of
-    two logits), ``"label"`` (of a classifier) or ``"sum"`` (of several of these)."""
-    name: str
-    """What a person reads: ``'" Paris"'``, ``'" Paris" − " London"'``, ``'POSITIVE'``,
-    ``'5 tokens: " Paris" + …'``."""
-    value: float
-    """The explained quantity: a logit, or a difference or sum of logits."""
-    position: int | None
-    """The token whose logits were explained, counted from 0 without padding; ``None`` for a
-    classifier, and for a sum over several positions."""
-    prediction: str
-    """The model's own top token or label there, written as ``name`` is; of a sum, at its last
-    position."""
-
-    def __post_init__(self) -> None:
-        if self.kind not in KINDS:
-            raise InvalidInput(f"target kind {self.kind!r} is none of {', '.join(KINDS)}")
-        for field in ("name", "prediction"):
-            if not isinstance(getattr(self, field), str):
-                raise InvalidInput(f"target {field} {getattr(self, field)!r} is not a string")
-        # Compared, not converted: an integer may be too large for a float.
-        largest = sys.float_info.max
-        if not isinstance(self.value, int | float) or not -largest <= self.value <= largest:
-            raise InvalidInput(f"target value {self.value!r} is not a finite number")
-        position = self.position
-        counts = isinstance(position, int) and not isinstance(position, bool) and position >= 0
-        if position is not None and not counts:
-            raise InvalidInput(f"target position {position!r} is not a token's, from 0, or None")
+# By the first axis: what an index takes, and of what.
+_INDEXED = {"batch": ("row", "batch"), "targets": ("target", "list"), "layers": ("layer", "trace")}
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -68,8 +27,8 @@ class Explanation:
 
     ``print`` shows it in a terminal, a notebook shows it by itself. It is indexed and iterated by
     its first axis, see ``axes``: of a batch ``e[0]`` is the explanation of row 0, without its
-    padding; of many targets ``e[0]`` is that of target 0; and of both ``e[0]`` is that of row 0
-    for all of its targets.
+    padding; of many targets ``e[0]`` is that of target 0; of both ``e[0]`` is that of row 0 for
+    all of its targets; and of layers ``e[0]`` is that of the first layer.
 
     Raises:
         InvalidInput: shapes, types or values do not fit together, or relevance is not finite.
@@ -77,9 +36,9 @@ class Explanation:
     """
 
     relevance: Tensor
-    """``[tokens]``, ``[batch, tokens]``, ``[targets, tokens]`` or ``[batch, targets, tokens]``,
-    float32 or float64 on the CPU, in units of the target's value; 0 at padding, and in rows with
-    fewer targets than others for those that they lack."""
+    """``[tokens]``, with an axis before it for each of batch, targets and layers that there is, in
+    this order; float32 or float64 on the CPU, in units of the target's value; 0 at padding, and in
+    rows with fewer targets than others for those that they lack."""
     tokens: list[str] | list[list[str]]
     """One label for each token, padding included; for a batch, a list for each row."""
     token_ids: Tensor
@@ -91,29 +50,12 @@ class Explanation:
     each row)."""
     provenance: dict[str, str]
     """Where it comes from: model, composite, task, dtype, versions of lxt, torch, transformers."""
+    layers: list[str] | None = None
+    """The names of the places in the model whose tokens' relevance it is, in the order in which
+    they run; ``None`` for the input alone, and then there is no such axis."""
 
     def __post_init__(self) -> None:
-        _check_tensors(self)
-        if self.is_batch:
-            rows, width = self.mask.shape
-            _check_list("tokens", self.tokens, rows, list)
-            for row in self.tokens:
-                _check_list("a row of tokens", row, width, str)
-            _check_list("target", self.target, rows, list if self.is_many else ExplainedTarget)
-            if self.is_many:
-                _check_rows_of_targets(self.relevance, cast("list[list[object]]", self.target))
-        else:
-            _check_list("tokens", self.tokens, len(self.mask), str)
-            if self.is_many:
-                _check_list("target", self.target, len(self.relevance), ExplainedTarget)
-            elif not isinstance(self.target, ExplainedTarget):
-                raise InvalidInput(
-                    f"target is a {type(self.target).__name__}, and one explanation takes one "
-                    "ExplainedTarget"
-                )
-        items = self.provenance.items() if isinstance(self.provenance, dict) else [(None, None)]
-        if not all(isinstance(text, str) for item in items for text in item):
-            raise InvalidInput(f"provenance {self.provenance!r} is not a dict of strings")
+        check(self)
 
     @property
     def is_batch(self) -> bool:
@@ -123,12 +65,19 @@ class Explanation:
     @property
     def is_many(self) -> bool:
         """Whether there is an axis of targets."""
-        return self.relevance.dim() > self.token_ids.dim()
+        return self.relevance.dim() > self.token_ids.dim() + self.is_traced
+
+    @property
+    def is_traced(self) -> bool:
+        """Whether there is an axis of layers."""
+        return self.layers is not None
 
     @property
     def axes(self) -> tuple[str, ...]:
-        """The names of the axes of ``relevance``, of ``("batch", "targets", "tokens")``."""
-        return ("batch",) * self.is_batch + ("targets",) * self.is_many + ("tokens",)
+        """The names of the axes of ``relevance``, of batch, targets, layers and tokens."""
+        present = (self.is_batch, self.is_many, self.is_traced, True)
+        names = ("batch", "targets", "layers", "tokens")
+        return tuple(name for name, there in zip(names, present, strict=True) if there)
 
     @property
     def total(self) -> Tensor:
@@ -138,7 +87,7 @@ class Explanation:
     def rows(self) -> list["Explanation"]:
         """Return all explanations of one row and one target each, without padding, in order.
 
-        A single explanation is its own one.
+        A single explanation is its own one. Each has all of its layers.
         """
         if self.is_batch or self.is_many:
             return [single for part in self for single in part.rows()]
@@ -158,12 +107,12 @@ class Explanation:
 
         Raises:
             InvalidInput: ``k`` is negative.
-            TypeError: this is a batch, or of many targets.
+            TypeError: this is a batch, or of many targets or layers.
 
         """
-        if self.is_batch or self.is_many:
+        if len(self.axes) > 1:
             raise TypeError(
-                "top lists the tokens of one explanation: take a row or target, e[i].top(k)"
+                "top lists the tokens of one explanation: take a row, target or layer, e[i].top(k)"
             )
         if k < 0:
             raise InvalidInput(f"top takes a count of tokens, not {k}")
@@ -177,16 +126,18 @@ class Explanation:
         return len(self.relevance)
 
     def __getitem__(self, index: int) -> "Explanation":
-        if not self.is_batch and not self.is_many:
+        if len(self.axes) == 1:
             raise TypeError(
                 "a single explanation has no rows to index; its tokens are in e.tokens and their "
                 "relevance in e.relevance"
             )
-        what, whole = ("row", "batch") if self.is_batch else ("target", "list")
+        what, whole = _INDEXED[self.axes[0]]
         if not isinstance(index, int):
             raise TypeError(f"{what}s are indexed by an integer, not {index!r}")
         if not -len(self) <= index < len(self):
             raise IndexError(f"{what} {index} of a {whole} of {len(self)}")
+        if not self.is_batch and not self.is_many:
+            return replace(self, relevance=self.relevance[index], layers=None)
         target = cast("list[ExplainedTarget]", self.target)[index]
         if not self.is_batch:
             return self._part((index,), self.mask, self.tokens, self.token_ids, target)
@@ -199,7 +150,7 @@ class Explanation:
         )
 
     def __iter__(self) -> Iterator["Explanation"]:
-        if not self.is_batch and not self.is_many:
+        if len(self.axes) == 1:
             raise TypeError("a single explanation has no rows to go through; see e.tokens")
         return (self[i] for i in range(len(self)))
 
@@ -208,11 +159,16 @@ class Explanation:
     ) -> "Explanation":
         """One row or target, without padding, and without targets that the row lacks."""
         relevance = self.relevance[index]
-        if relevance.dim() == 2:
+        if isinstance(target, list):
             relevance = relevance[: len(target)]
         tokens = [token for token, real in zip(tokens, mask.tolist(), strict=True) if real]
-        return Explanation(
-            relevance[..., mask], tokens, ids[mask], mask[mask], target, self.provenance
+        return replace(
+            self,
+            relevance=relevance[..., mask],
+            tokens=tokens,
+            token_ids=ids[mask],
+            mask=mask[mask],
+            target=target,
         )
 
     def save(self, path: str | os.PathLike[str]) -> None:
@@ -285,71 +241,6 @@ class Explanation:
             targets = [target for row in targets for target in row]
         names = ", ".join(target.name for target in targets[:3])
         more = ", …" if len(targets) > 3 else ""
-        return f"<Explanation of {names}{more}: relevance {list(self.relevance.shape)}>"
-
-
-def _check_tensors(explanation: Explanation) -> None:
-    relevance = explanation.relevance
-    expected = {
-        "relevance": (torch.float32, torch.float64),
-        "token_ids": (torch.int64,),
-        "mask": (torch.bool,),
-    }
-    for name, dtypes in expected.items():
-        tensor = getattr(explanation, name)
-        if not isinstance(tensor, Tensor):
-            raise InvalidInput(f"{name} is a {type(tensor).__name__}, not a Tensor")
-        if tensor.dtype not in dtypes or tensor.device.type != "cpu":
-            raise InvalidInput(
-                f"{name} is {tensor.dtype} on {tensor.device}, "
-                f"and should be {' or '.join(map(str, dtypes))} on the CPU"
-            )
-    _check_shapes(explanation)
-    if relevance.requires_grad:
-        raise InvalidInput("relevance is part of an autograd graph: give relevance.detach()")
-    if not relevance.isfinite().all():
-        raise InvalidInput("relevance holds NaN or infinity")
-    if explanation.is_many:
-        relevance = relevance.movedim(-2, -1)  # tokens, or batch and tokens, first
-    if relevance[~explanation.mask].any():
-        raise InvalidInput("relevance is not 0 at padding, where mask is False")
-
-
-def _check_shapes(explanation: Explanation) -> None:
-    relevance, ids, mask = explanation.relevance, explanation.token_ids, explanation.mask
-    if mask.shape != ids.shape:
-        raise InvalidInput(f"token_ids has shape {list(ids.shape)}, and mask {list(mask.shape)}")
-    if ids.dim() not in (1, 2):
-        raise InvalidInput(
-            f"token_ids has shape {list(ids.shape)}, not [tokens] or [batch, tokens]"
-        )
-    targets = relevance.shape[ids.dim() - 1 : -1] if relevance.dim() == ids.dim() + 1 else ()
-    if relevance.shape != (*ids.shape[:-1], *targets, ids.shape[-1]):
-        rows = "batch, " if ids.dim() == 2 else ""
-        raise InvalidInput(
-            f"token_ids has shape {list(ids.shape)}, and relevance {list(relevance.shape)}: it "
-            f"should be [{rows}tokens] or [{rows}targets, tokens]"
-        )
-
-
-def _check_rows_of_targets(relevance: Tensor, rows: list[list[object]]) -> None:
-    for number, (values, targets) in enumerate(zip(relevance, rows, strict=True)):
-        if len(targets) > len(values):
-            raise InvalidInput(
-                f"row {number} has {len(targets)} targets where relevance has {len(values)}"
-            )
-        _check_list("a row of targets", targets, len(targets), ExplainedTarget)
-        if values[len(targets) :].any():
-            raise InvalidInput(f"relevance of row {number} is not 0 beyond its targets")
-
-
-def _check_list(name: str, items: object, length: int, kind: type) -> None:
-    if not isinstance(items, list):
-        raise InvalidInput(f"{name} is a {type(items).__name__}, not a list of {kind.__name__}")
-    for i, item in enumerate(items):
-        if not isinstance(item, kind):
-            raise InvalidInput(
-                f"{name}: number {i} is a {type(item).__name__}, not a {kind.__name__}"
-            )
-    if len(items) != length:
-        raise InvalidInput(f"{name}: {len(items)} given where relevance has {length}")
+        sizes = zip(self.axes, self.relevance.shape, strict=True)
+        shape = ", ".join(f"{axis} {size}" for axis, size in sizes)
+        return f"<Explanation of {names}{more}: {shape}>"

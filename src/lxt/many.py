@@ -16,7 +16,7 @@ from torch import Tensor
 
 from lxt.backward import Backward
 from lxt.batching import Footprint, Halving, tokens_at_once
-from lxt.explanation import ExplainedTarget
+from lxt.explained import ExplainedTarget
 from lxt.gradients import compute_dtype
 from lxt.targets import summed
 from lxt.text_case import Reading, TextCase

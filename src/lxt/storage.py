@@ -13,15 +13,17 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 
 from lxt.errors import InvalidFile, InvalidInput, UnwritableFile
+from lxt.explained import ExplainedTarget
 
 if TYPE_CHECKING:
-    from lxt.explanation import ExplainedTarget, Explanation
+    from lxt.explanation import Explanation
 
 FORMAT = "lxt.explanation"
-VERSION = 2
-"""Of what is written. Version 1 has no targets as an axis, and no sums; all else is the same."""
+VERSION = 3
+"""Of what is written. Version 2 has no layers, and version 1 neither these nor targets as an axis,
+nor sums; all else is the same."""
 
-_READ = ("1", "2")
+_READ = ("1", "2", "3")
 
 _TENSORS = ("relevance", "token_ids", "mask")
 
@@ -33,6 +35,7 @@ def to_safetensors(explanation: "Explanation") -> bytes:
         "tokens": explanation.tokens,
         "target": _fields(target),
         "provenance": explanation.provenance,
+        "layers": explanation.layers,
     }
     header = {"format": FORMAT, "version": str(VERSION), "content": json.dumps(content)}
     tensors = {name: getattr(explanation, name).contiguous() for name in _TENSORS}
@@ -53,6 +56,7 @@ def to_json(explanation: "Explanation") -> str:
     content = {
         "format": FORMAT,
         "version": VERSION,
+        "layers": explanation.layers,
         "rows": rows,
         "provenance": explanation.provenance,
     }
@@ -82,6 +86,7 @@ def read(path: str | os.PathLike[str]) -> "Explanation":
             tokens=content["tokens"],
             target=_targets(target),
             provenance=content["provenance"],
+            layers=content["layers"],
         )
     except (OSError, ValueError, SafetensorError, RecursionError) as error:
         raise InvalidFile(f"{os.fspath(path)!r} is not a saved explanation: {error}") from error
@@ -94,13 +99,15 @@ def _content(header: dict[str, str]) -> dict[str, Any]:
     if version not in _READ:
         raise InvalidInput(
             f"it has format version {version!r}, and this version of lxt reads "
-            f"{' and '.join(_READ)}"
+            f"{', '.join(_READ[:-1])} and {_READ[-1]}"
         )
     try:
         content = json.loads(header.get("content", ""))
     except ValueError as error:
         raise InvalidInput(f"its header is not JSON: {error}") from error
-    return _with_keys(content, {"tokens", "target", "provenance"}, "header")
+    if version != str(VERSION) and isinstance(content, dict):
+        content = {"layers": None} | content
+    return _with_keys(content, {"tokens", "target", "provenance", "layers"}, "header")
 
 
 def _fields(target: Any) -> Any:
@@ -112,9 +119,7 @@ def _targets(fields: Any) -> Any:
     return [_targets(one) for one in fields] if isinstance(fields, list) else _target(fields)
 
 
-def _target(fields: Any) -> "ExplainedTarget":
-    from lxt.explanation import ExplainedTarget
-
+def _target(fields: Any) -> ExplainedTarget:
     names = {"kind", "name", "value", "position", "prediction"}
     return ExplainedTarget(**_with_keys(fields, names, "target"))
 

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from lxt.errors import InvalidTarget
-from lxt.explanation import ExplainedTarget
+from lxt.explained import ExplainedTarget
 from lxt.tokens import readable_tokens
 
 __all__ = [

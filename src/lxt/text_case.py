@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from lxt.aims import aims_of
 from lxt.errors import InvalidInput, InvalidModel, InvalidTarget, NonFiniteLogits
-from lxt.explanation import ExplainedTarget
+from lxt.explained import ExplainedTarget
 from lxt.gradients import compute_dtype
 from lxt.heads import Head
 from lxt.inputs import EmbeddingLeaf, TokenBatch, encode, input_embeddings

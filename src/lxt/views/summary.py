@@ -9,7 +9,8 @@ from lxt.tokens import printable
 from lxt.views import colour
 
 if TYPE_CHECKING:
-    from lxt.explanation import ExplainedTarget, Explanation
+    from lxt.explained import ExplainedTarget
+    from lxt.explanation import Explanation
 
 _WORDS = {
     "prediction": "prediction {}",
@@ -55,8 +56,10 @@ class Summary:
 
 
 def summarise(row: "Explanation") -> Summary:
-    """Put a single explanation into words and numbers."""
+    """Put a single explanation, of layers the first, into words and numbers."""
     (row,) = row.rows()
+    if row.is_traced:
+        row = row[0]
     target = cast("ExplainedTarget", row.target)
     labels = cast("list[str]", row.tokens)
     relevance = row.relevance.double()
