@@ -82,6 +82,13 @@ def test_an_empty_composite_is_the_one_that_is_audited() -> None:
     assert "unknown operation" in kinds(report)
 
 
+def test_a_composite_that_chooses_the_gradient_where_it_has_no_rule_is_taken_at_its_word() -> None:
+    model, rows = example("llama")
+    report = lxt.audit(model, rows.input_ids, composite=lxt.gradient)
+    assert "unknown operation" not in kinds(report)
+    assert any(row.status == "unknown" for row in report.coverage)
+
+
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
 def test_scripted_code_is_a_finding() -> None:
     report = audited(torch.jit.script(nn.Sequential(nn.Linear(6, 6), nn.SiLU())))

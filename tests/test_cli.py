@@ -1,8 +1,10 @@
 """The shell, as a user calls it: output, files, exit codes, messages."""
 
 import json
+import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -55,8 +57,12 @@ def test_the_explanation_is_printed(causal: str) -> None:
 
 def test_the_same_goes_to_files(causal: str, tmp_path) -> None:
     html, data, saved = (tmp_path / name for name in ("e.html", "e.json", "e.safetensors"))
-    run("explain", PROMPT, "-m", causal, "--html", str(html), "--json", str(data),
-        "--save", str(saved))  # fmt: skip
+    pictures = [str(tmp_path / name) for name in ("e.pdf", "e.png", "e.svg")]
+    options = ["--html", str(html), "--json", str(data), "--save", str(saved)]
+    for picture in pictures:
+        options += [f"--{picture[-3:]}", picture]
+    run("explain", PROMPT, "-m", causal, *options)
+    assert all(Path(picture).stat().st_size > 1000 for picture in pictures)
     explanation = lxt.Explanation.load(saved)
     assert "".join(explanation.tokens) == PROMPT
     assert json.loads(data.read_text()) == json.loads(explanation.to_json())
@@ -70,6 +76,37 @@ def test_json_on_standard_output_is_all_there_is(causal: str) -> None:
     result = run("explain", PROMPT, "-m", causal, "--json", "-", "--composite", "cp_lrp")
     assert json.loads(result.stdout)["format"] == "lxt.explanation"
     assert "cp_lrp" in result.stdout
+
+
+def in_a_shell(arguments: list[str], **options):
+    command = [sys.executable, "-m", "lxt", *arguments]
+    return subprocess.run(command, stderr=subprocess.PIPE, text=True, check=False, **options)
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
+@pytest.mark.parametrize("command", ["explain", "explain --json -", "audit --json -"])
+def test_no_room_on_standard_output(causal: str, command: str) -> None:
+    name, *options = command.split()
+    model = ["-m", causal, PROMPT] if name == "explain" else [causal, PROMPT]
+    with open("/dev/full", "w") as full:  # noqa: PTH123 - a device
+        done = in_a_shell([name, *model, *options], stdout=full)
+    assert done.returncode == 1
+    assert "can't write to standard output: No space left" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_an_encoding_that_lacks_characters(causal: str) -> None:
+    environment = {**os.environ, "PYTHONIOENCODING": "ascii"}
+    done = in_a_shell(["explain", PROMPT, "-m", causal], stdout=subprocess.PIPE, env=environment)
+    assert done.returncode == 0, done.stderr
+    assert "sum of relevance" in done.stdout
+
+
+def test_the_default_model_has_a_name(monkeypatch) -> None:
+    monkeypatch.setattr("lxt.models.load_model", lambda name, **_: pytest.exit(str(name)))
+    for arguments in (("explain", PROMPT, "-m", "default"), ("audit", "default", PROMPT)):
+        with pytest.raises(pytest.exit.Exception, match="None"):
+            CliRunner().invoke(app, list(arguments), catch_exceptions=False)
 
 
 def test_standard_input(causal: str) -> None:

@@ -12,11 +12,14 @@ from lxt import errors, gradients, rules
 from lxt._version import __version__
 from lxt.audit import audit
 from lxt.auditing.report import Report
+from lxt.comparison import Comparison, compare
 from lxt.composite import Composite
 from lxt.composites import attnlrp, cp_lrp, gradient
 from lxt.explain import explain
 from lxt.explained import ExplainedTarget
 from lxt.explanation import Explanation
+from lxt.geometry import Geometry
+from lxt.image_explanation import ImageExplanation
 from lxt.models import load_model
 from lxt.propagation import Propagation
 from lxt.rules import rule, sample
@@ -25,12 +28,15 @@ from lxt.targets import Contrast, Every, Label, Logit, Prediction
 
 __all__ = [
     "ClassPath",
+    "Comparison",
     "Composite",
     "Contrast",
     "Every",
     "ExplainedTarget",
     "Explanation",
+    "Geometry",
     "Having",
+    "ImageExplanation",
     "Label",
     "Logit",
     "OperatorName",
@@ -42,6 +48,7 @@ __all__ = [
     "__version__",
     "attnlrp",
     "audit",
+    "compare",
     "cp_lrp",
     "errors",
     "explain",
@@ -54,10 +61,10 @@ __all__ = [
 ]
 
 if TYPE_CHECKING:
-    from lxt import efficient, explicit, testing, utils  # noqa: F401 - imported when first asked for
+    from lxt import efficient, explicit, exports, testing, utils  # noqa: F401 - imported when first asked for
 else:
 
     def __getattr__(name: str) -> Any:
-        if name in ("efficient", "explicit", "testing", "utils"):
+        if name in ("efficient", "explicit", "exports", "testing", "utils"):
             return importlib.import_module(f"lxt.{name}")
         raise AttributeError(f"module 'lxt' has no attribute {name!r}")

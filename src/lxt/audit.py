@@ -147,7 +147,9 @@ def _report(case: Case, composite: Composite, tokenizer: Any, progress: Progress
     tolerance = checks.tolerance(run.output.dtype, model)
     covered = coverage.rows(ledger, tolerance)
     identical = checks.same(plain, run.output)
-    findings += coverage.findings(model, ledger, covered, tolerance)
+    findings += coverage.leaks(ledger, tolerance)
+    if composite.on_unknown != "gradient":  # which is an author's choice, and none of this audit's
+        findings += coverage.unknown(model, ledger)
     findings += checks.soundness(ledger, identical, repeatable, updated, state_of(model), before)
 
     stage("dependence that no operation shows")

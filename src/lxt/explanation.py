@@ -3,17 +3,20 @@
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 import torch
 from torch import Tensor
 
-from lxt import storage
+from lxt import json_format, storage
 from lxt.errors import InvalidInput
 from lxt.explained import ExplainedTarget, check
 
 if TYPE_CHECKING:
+    import pandas
     from rich.console import Console, ConsoleOptions, RenderResult
+
+    from lxt.views.figures import View
 
 __all__ = ["Explanation"]
 
@@ -182,7 +185,7 @@ class Explanation:
 
     @staticmethod
     def load(path: str | os.PathLike[str]) -> "Explanation":
-        """Read a file that ``save`` wrote; nothing in it is executed.
+        """Read a file that ``save`` or ``to_json`` wrote; nothing in it is executed.
 
         Raises:
             InvalidFile: the file can't be read, or holds something else.
@@ -193,18 +196,46 @@ class Explanation:
     def to_json(self, path: str | os.PathLike[str] | None = None) -> str:
         """Return the rows as JSON without their padding, and write it to ``path`` if given.
 
-        A row's relevance is a list of numbers, for many targets a list of these for each.
-
-        Numbers are written such that they read back as the same floats.
+        A row's relevance is a list of numbers, for many targets or layers a list of these for each.
+        Numbers are written such that they read back as the same floats. A JSON Schema of it comes
+        with the package, ``lxt.json_format.schema()``.
 
         Raises:
             UnwritableFile: the file can't be written; one that was there is left as it was.
 
         """
-        text = storage.to_json(self)
+        text = json_format.to_json(self)
         if path is not None:
             storage.write(path, text.encode())
         return text
+
+    @staticmethod
+    def from_json(source: str | os.PathLike[str]) -> "Explanation":
+        """Read what ``to_json`` wrote: the text itself, or the path of a file.
+
+        A string that begins with a brace is the text. What was padding is left out, and rows of a
+        batch that are shorter than others are padded behind.
+
+        Raises:
+            InvalidFile: the file can't be read, or it is something else; says what is wrong, and
+                where: ``rows[0].relevance[3]: …``.
+
+        """
+        return storage.read_json(source)
+
+    def to_dataframe(self) -> "pandas.DataFrame":
+        """Return a table of pandas with one line for each token, of each row, target and layer.
+
+        Columns: ``row``, ``target``, ``layer`` as far as there are such axes, ``position``,
+        ``token``, ``token_id``, ``relevance``, ``share``; see `lxt.exports.to_dataframe`.
+
+        Raises:
+            MissingPackage: pandas can't be imported.
+
+        """
+        from lxt import exports
+
+        return exports.to_dataframe(self)
 
     def to_html(self, path: str | os.PathLike[str] | None = None) -> str:
         """Return one self-contained HTML page, and write it to ``path`` if given.
@@ -215,15 +246,93 @@ class Explanation:
         """
         from lxt.views import html
 
-        text = html.page(self)
+        text = html.page_of([("", self)])
         if path is not None:
             storage.write(path, text.encode())
         return text
 
-    def _repr_html_(self) -> str:
-        from lxt.views import html
+    def to_pdf(
+        self,
+        path: str | os.PathLike[str] | None = None,
+        *,
+        view: "View | None" = None,
+        top: int | None = None,
+        robust: bool | float = False,
+        title: str | None = None,
+    ) -> bytes:
+        """Return pages of PDF, and write them to ``path`` if given.
 
-        return html.fragment(self)
+        Rows of a batch, and targets or layers that the view has no axis for, have a page each.
+
+        Args:
+            path: the file; a file of that name is replaced.
+            view: ``"text"``, tokens as running text on colours; ``"bars"``, the strongest tokens;
+                ``"matrix"``, targets × tokens; or ``"trace"``, tokens × layers. By default what
+                shows all axes: ``"trace"`` of layers, ``"matrix"`` of targets, else ``"text"``.
+            top: how many bars there are, 20 by default.
+            robust: whether the strongest colour stands for the 95th percentile of |relevance|, or
+                for the one that is given, and all beyond it, so that a single token does not make
+                all others pale. The picture says so. By default it is the largest |relevance|.
+            title: what stands above instead of the target's name; nothing if it is empty.
+
+        Raises:
+            InvalidInput: an option doesn't fit the explanation, or it is too large for a picture.
+            UnwritableFile: the file can't be written; one that was there is left as it was.
+
+        """
+        if path is not None:
+            storage.check_writable(path)
+        from lxt.views import figures
+
+        options = {"view": view, "top": top, "robust": robust, "title": title}
+        data = figures.draw(self, format="pdf", **options)
+        if path is not None:
+            storage.write(path, data)
+        return data
+
+    def to_image(
+        self,
+        path: str | os.PathLike[str] | None = None,
+        *,
+        format: Literal["png", "svg"] | None = None,
+        view: "View | None" = None,
+        top: int | None = None,
+        robust: bool | float = False,
+        title: str | None = None,
+        dpi: float = 200,
+    ) -> bytes:
+        """Return one picture as PNG or SVG, and write it to ``path`` if given.
+
+        Args:
+            path: the file; a file of that name is replaced.
+            format: by default what the path ends with, ``.png`` or ``.svg``; PNG without a path.
+            view: as for ``to_pdf``, and so are ``top``, ``robust`` and ``title``.
+            top: how many bars there are.
+            robust: whether the strongest colour stands for a percentile, and for which.
+            title: what stands above.
+            dpi: pixels of a PNG per inch; pictures of text are 200 mm wide.
+
+        Raises:
+            InvalidInput: an option doesn't fit the explanation, it is too large for a picture, it
+                would take several, or the path ends with no format.
+            UnwritableFile: the file can't be written; one that was there is left as it was.
+
+        """
+        from lxt.views import figures
+
+        chosen = figures.image_format(path, format)
+        if path is not None:
+            storage.check_writable(path)
+        options = {"view": view, "top": top, "robust": robust, "title": title}
+        data = figures.draw(self, format=chosen, dpi=dpi, **options)
+        if path is not None:
+            storage.write(path, data)
+        return data
+
+    def _repr_html_(self) -> str:
+        from lxt.views import notebook
+
+        return notebook.output([("", self)])
 
     def __str__(self) -> str:
         from lxt.views import terminal

@@ -5,25 +5,19 @@ import errno
 import json
 import os
 import secrets
-from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 
+from lxt import json_format
 from lxt.errors import InvalidFile, InvalidInput, UnwritableFile
 from lxt.explained import ExplainedTarget
+from lxt.json_format import FORMAT, READ, VERSION
 
 if TYPE_CHECKING:
     from lxt.explanation import Explanation
-
-FORMAT = "lxt.explanation"
-VERSION = 3
-"""Of what is written. Version 2 has no layers, and version 1 neither these nor targets as an axis,
-nor sums; all else is the same."""
-
-_READ = ("1", "2", "3")
 
 _TENSORS = ("relevance", "token_ids", "mask")
 
@@ -33,7 +27,7 @@ def to_safetensors(explanation: "Explanation") -> bytes:
     target = explanation.target
     content = {
         "tokens": explanation.tokens,
-        "target": _fields(target),
+        "target": json_format.target_fields(target),
         "provenance": explanation.provenance,
         "layers": explanation.layers,
     }
@@ -42,64 +36,90 @@ def to_safetensors(explanation: "Explanation") -> bytes:
     return save(tensors, metadata=header)
 
 
-def to_json(explanation: "Explanation") -> str:
-    """Return the rows, without padding, as JSON of ASCII characters only."""
-    rows = [
-        {
-            "tokens": row.tokens,
-            "token_ids": row.token_ids.tolist(),
-            "relevance": row.relevance.tolist(),
-            "target": _fields(row.target),
-        }
-        for row in explanation.inputs()
-    ]
-    content = {
-        "format": FORMAT,
-        "version": VERSION,
-        "layers": explanation.layers,
-        "rows": rows,
-        "provenance": explanation.provenance,
-    }
-    return json.dumps(content, indent=1, allow_nan=False) + "\n"
-
-
 def read(path: str | os.PathLike[str]) -> "Explanation":
-    """Read an explanation that was written as ``to_safetensors`` gives it.
+    """Read an explanation in safetensors or JSON, whichever the file holds.
 
     Raises:
         InvalidFile: the file can't be read, or holds something else; quotes path and reason.
 
     """
-    from lxt.explanation import Explanation
-
     try:
-        with safe_open(os.fspath(path), framework="pt") as file:
-            content = _content(file.metadata() or {})
-            missing = set(_TENSORS) - set(file.keys())
-            if missing:
-                raise InvalidInput(f"it lacks {', '.join(sorted(missing))}")
-            # A tensor that was read may be a view of the file, which others may overwrite.
-            tensors = {name: file.get_tensor(name).clone() for name in _TENSORS}
-        target = content["target"]
-        return Explanation(
-            **tensors,
-            tokens=content["tokens"],
-            target=_targets(target),
-            provenance=content["provenance"],
-            layers=content["layers"],
-        )
+        with Path(path).open("rb") as file:
+            head = file.read(8)
+            # A safetensors file begins with the length of its header, in eight bytes of which the
+            # last are 0, since it is limited; and text holds no NUL.
+            if b"\0" not in head:
+                return json_format.parse(_text(head + file.read()))
+        return _read_safetensors(path)
     except (OSError, ValueError, SafetensorError, RecursionError) as error:
         raise InvalidFile(f"{os.fspath(path)!r} is not a saved explanation: {error}") from error
+
+
+def read_json(source: str | os.PathLike[str]) -> "Explanation":
+    """Read an explanation from JSON: the text itself, which begins with a brace, or a file of it.
+
+    Raises:
+        InvalidFile: the file can't be read, or it is something else; quotes path and place.
+
+    """
+    if isinstance(source, str) and source.lstrip().startswith("{"):
+        return from_json(source, "the text")
+    name = repr(os.fspath(source))
+    try:
+        data = Path(source).read_bytes()
+    except (OSError, ValueError) as error:
+        raise InvalidFile(f"{name} is not an explanation in JSON: {error}") from error
+    return from_json(data, name)
+
+
+def from_json(text: str | bytes, name: str) -> "Explanation":
+    """Read an explanation from JSON, which error messages call by that name.
+
+    Raises:
+        InvalidFile: it is something else; quotes the name and the place.
+
+    """
+    try:
+        return json_format.parse(text if isinstance(text, str) else _text(text))
+    except ValueError as error:
+        raise InvalidFile(f"{name} is not an explanation in JSON: {error}") from error
+
+
+def _text(data: bytes) -> str:
+    try:
+        return data.decode("utf-8-sig")  # some editors put a byte order mark before a text
+    except UnicodeDecodeError:
+        raise InvalidInput("it is neither safetensors nor JSON") from None
+
+
+def _read_safetensors(path: str | os.PathLike[str]) -> "Explanation":
+    from lxt.explanation import Explanation
+
+    with safe_open(os.fspath(path), framework="pt") as file:
+        content = _content(file.metadata() or {})
+        missing = set(_TENSORS) - set(file.keys())
+        if missing:
+            raise InvalidInput(f"it lacks {', '.join(sorted(missing))}")
+        # A tensor that was read may be a view of the file, which others may overwrite.
+        tensors = {name: file.get_tensor(name).clone() for name in _TENSORS}
+    return Explanation(
+        **tensors,
+        tokens=content["tokens"],
+        target=_targets(content["target"]),
+        provenance=content["provenance"],
+        layers=content["layers"],
+    )
 
 
 def _content(header: dict[str, str]) -> dict[str, Any]:
     if header.get("format") != FORMAT:
         raise InvalidInput(f"its header does not name the format {FORMAT}")
     version = header.get("version", "")
-    if version not in _READ:
+    known = [str(number) for number in READ]
+    if version not in known:
         raise InvalidInput(
             f"it has format version {version!r}, and this version of lxt reads "
-            f"{', '.join(_READ[:-1])} and {_READ[-1]}"
+            f"{', '.join(known[:-1])} and {known[-1]}"
         )
     try:
         content = json.loads(header.get("content", ""))
@@ -108,11 +128,6 @@ def _content(header: dict[str, str]) -> dict[str, Any]:
     if version != str(VERSION) and isinstance(content, dict):
         content = {"layers": None} | content
     return _with_keys(content, {"tokens", "target", "provenance", "layers"}, "header")
-
-
-def _fields(target: Any) -> Any:
-    """A target, or lists of them, as what JSON knows."""
-    return [_fields(one) for one in target] if isinstance(target, list) else asdict(target)
 
 
 def _targets(fields: Any) -> Any:

@@ -9,7 +9,16 @@ from pathlib import Path
 import pytest
 import torch
 
-PACKAGES = ("torchvision", "zennit", "timm", "open_clip", "bitsandbytes", "torchao", "peft")
+PACKAGES = (
+    "torchvision",
+    "zennit",
+    "timm",
+    "open_clip",
+    "bitsandbytes",
+    "torchao",
+    "peft",
+    "captum",
+)
 MISSING = [package for package in PACKAGES if importlib.util.find_spec(package) is None]
 
 _libraries: list[torch.library.Library] = []  # a schema lives as long as its library object

@@ -46,22 +46,23 @@ def rows(ledger: Ledger, tolerance: float) -> list[Covered]:
     return sorted(found, key=lambda row: (order[row.status], -row.times))
 
 
-def findings(
-    model: nn.Module, ledger: Ledger, covered: list[Covered], tolerance: float
-) -> list[Finding]:
-    """The operations without a rule, and those that leak relevance under the one they have."""
+def leaks(ledger: Ledger, tolerance: float) -> list[Finding]:
+    """The operations that lose or make relevance under the rule that they have."""
     leaks: dict[tuple[str, str, int], list[Account]] = defaultdict(list)
     for account in ledger.accounts:
         if account.call.rule is not None and _leaks(account, tolerance):
             site = account.call.callsite
             leaks[account.call.operation, site.file, site.line].append(account)
+    return [_leak(accounts) for accounts in leaks.values()]
+
+
+def unknown(model: nn.Module, ledger: Ledger) -> list[Finding]:
+    """The operations on the path of relevance that have no rule."""
     unknown: dict[tuple[str, str, int], list[Call]] = defaultdict(list)
     for call in ledger.calls:
         if call.rule is None and call.carries:
             unknown[call.operation, call.callsite.file, call.callsite.line].append(call)
-    return [_unknown(model, calls) for calls in unknown.values()] + [
-        _leak(accounts) for accounts in leaks.values()
-    ]
+    return [_unknown(model, calls) for calls in unknown.values()]
 
 
 def _status(call: Call, leaks: bool) -> Status:

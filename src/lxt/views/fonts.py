@@ -15,6 +15,9 @@ from lxt.tokens import escaped
 FIRST = "DejaVu Sans"
 """Comes with matplotlib: text looks the same on every machine as far as this font has it."""
 
+_LONGEST_LABEL = 200
+"""Of a longer text no more characters are looked at to cut it short."""
+
 _LATER = re.compile(r"(Mono)|(Serif|Roman|Times)|(Math|STIX)", re.IGNORECASE)
 # matplotlib's fonts for formulas have glyphs of their own at the code points of other characters,
 # its last resort has a box for every one.
@@ -46,6 +49,20 @@ class Fonts:
     def shown(self, text: str) -> str:
         r"""Write the characters that no font has by their number: ``\U0001F680``."""
         return "".join(_by_number(c) if ord(c) in self.missing else c for c in text)
+
+    def fitted(self, text: str, width: float) -> str:
+        """Return a text as ``shown``, cut short with an ellipsis where it is wider than that."""
+        shown = self.shown(text[:_LONGEST_LABEL])
+        if len(text) <= _LONGEST_LABEL and self.measure(shown) <= width:
+            return shown
+        low, high = 0, len(shown)
+        while low < high:
+            middle = (low + high + 1) // 2
+            if self.measure(shown[:middle] + "…") <= width:
+                low = middle
+            else:
+                high = middle - 1
+        return shown[:low] + "…"
 
     def _measure(self, text: str) -> float:
         """Return how far a text advances, in points, as matplotlib will set it."""

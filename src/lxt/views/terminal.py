@@ -8,194 +8,228 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from rich.console import Console, ConsoleOptions, Group, RenderableType, RenderResult
-from rich.measure import Measurement
-from rich.style import Style
-from rich.table import Column, Table
 from rich.text import Text
 
-from lxt.views import colour
-from lxt.views.summary import ShownToken, Summary, headings, summarise
+from lxt.views import summary
+from lxt.views.bars import Entry, Listing
+from lxt.views.blocks import Blocks
+from lxt.views.legible import Fitted, shorten, shown
+from lxt.views.marks import Scale
+from lxt.views.running import RunningText
 
 if TYPE_CHECKING:
     from lxt.explanation import Explanation
 
 MOST_IN_ORDER = 24
 """Up to so many tokens are all listed, in their order."""
-MOST_TARGETS = 8
-"""Of more explanations for many targets, only so many are shown."""
 STRONGEST = 16
 """Of more tokens, only so many are listed, the strongest first."""
+STRONGEST_CELLS = 8
+"""So many of the strongest cells of a matrix are listed."""
+MOST_IN_A_BATCH = 32
+"""Of more rows of a batch, only so many are shown."""
 
 _WIDEST = 100
-"""Columns beyond this many are left empty: bars and lines get no easier to read."""
-_FAINTEST = 2
-"""Levels of colour below this one are left out: grey on grey hides those that matter."""
-_NARROW = 60
-"""With fewer columns the share is left out, in favour of the bar."""
+"""Without a terminal's width, and for text: longer lines get no easier to read."""
+_WIDEST_MATRIX = 300
+_BESIDE = 40
+"""With fewer columns, facts do not stand in a column of their own."""
+_LONGEST_FACT = 400
+"""Names and targets of more columns are shortened."""
 
 
 def text(explanation: "Explanation") -> str:
     """Return what ``print`` shows."""
-    return printed(render(explanation))
+    return printed(render(explanation), widest=_WIDEST_MATRIX)
 
 
-def printed(renderable: RenderableType) -> str:
-    """Return what ``print`` shows: with colour codes only if standard output is a terminal.
+def printed(renderable: RenderableType, *, widest: int = _WIDEST) -> str:
+    """Return what ``print`` shows, in up to ``widest`` columns.
 
-    Characters that standard output's encoding lacks become ``?``.
+    It is coloured only if standard output is a terminal, or the environment says that it counts
+    as one, by the names and rules of rich, and never with ``NO_COLOR``. What standard output's
+    encoding lacks is replaced by something as wide that it has.
     """
-    coloured = bool(getattr(sys.stdout, "isatty", bool)()) and not os.environ.get("NO_COLOR")
+    columns = shutil.get_terminal_size(fallback=(_WIDEST, 24)).columns
     console = Console(
-        file=io.StringIO(),
-        width=min(shutil.get_terminal_size(fallback=(_WIDEST, 24)).columns, _WIDEST),
-        force_terminal=coloured,
+        file=_LikeStandardOutput(),
+        width=max(min(columns, widest), 1),
         force_jupyter=False,
-        color_system="auto" if coloured else None,
+        color_system=None if os.environ.get("NO_COLOR") else "auto",
         legacy_windows=False,
     )
     with console.capture() as capture:
-        console.print(renderable)
-    shown = capture.get()
-    if not coloured:
-        shown = "\n".join(line.rstrip() for line in shown.splitlines())
-    encoding = getattr(sys.stdout, "encoding", None) or "utf-8"
-    return shown.rstrip("\n").encode(encoding, errors="replace").decode(encoding)
+        console.print(Fitted(renderable))
+    lines = capture.get().split("\n")
+    if console.color_system is None:
+        lines = [line.rstrip(" ") for line in lines]
+    return "\n".join(lines).rstrip("\n")
+
+
+class _LikeStandardOutput(io.StringIO):
+    """Keeps what is written, and looks as standard output does to who writes."""
+
+    @property
+    def encoding(self) -> str:  # pyright: ignore[reportIncompatibleVariableOverride]
+        return getattr(sys.stdout, "encoding", None) or "utf-8"
+
+    def isatty(self) -> bool:
+        return bool(getattr(sys.stdout, "isatty", bool)())
 
 
 def render(explanation: "Explanation") -> RenderableType:
-    """Return the explanation, or those of rows and targets one below the other, for a console.
+    """Return the explanation, or those of the rows of a batch one below the other, for a console.
 
-    Of many targets only the first are shown.
+    Of many targets and of layers it shows the matrix.
     """
-    rows = explanation.rows()
-    if not explanation.is_batch and not explanation.is_many:
-        return _Row(summarise(rows[0]))
-    shown = rows[:MOST_TARGETS] if explanation.is_many else rows
+    if not explanation.is_batch:
+        return Fitted(_input(explanation.inputs()[0], "e"))
+    count = len(explanation)
     parts: list[RenderableType] = []
-    for heading, row in zip(headings(explanation, counted=True), shown, strict=False):
-        parts += [Text(heading, style="bold reverse"), _Row(summarise(row)), Text()]
-    if len(rows) > len(shown):
-        parts += [Text(f"… and {len(rows) - len(shown)} more: e[i] has one", style="dim"), Text()]
-    return Group(*parts[:-1])
+    for i in range(min(count, MOST_IN_A_BATCH)):
+        heading = Text(f"row {i} of {count}", style="bold reverse")
+        parts += [heading, _input(explanation[i], f"e[{i}]"), Text()]
+    if count > MOST_IN_A_BATCH:
+        parts += [Text(f"… and {count - MOST_IN_A_BATCH} more rows: e[i] has one", "dim"), Text()]
+    return Fitted(Group(*parts[:-1]))
+
+
+def _input(part: "Explanation", name: str) -> RenderableType:
+    if part.is_many:
+        return _Targets(summary.matrix_of_targets(part), name, part.layers)
+    shown = summary.summarise(part)
+    if part.is_traced:
+        return _Layers(summary.matrix_of_layers(part), shown)
+    return _Single(shown)
 
 
 @dataclass(frozen=True)
-class _Row:
-    summary: Summary
+class _Single:
+    """One target of one input."""
+
+    summary: summary.Summary
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
-        yield _facts(self.summary)
+        yield Facts(self.summary.facts)
         yield Text()
-        yield _running_text(self.summary)
+        yield from _tokens(self.summary)
+
+
+@dataclass(frozen=True)
+class _Targets:
+    """Many targets of one input: a matrix, and its strongest cells."""
+
+    matrix: summary.Matrix
+    name: str
+    """How one writes the explanation that this is."""
+    layers: list[str] | None
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        matrix, count = self.matrix, len(self.matrix.rows)
+        yield Facts(matrix.facts)
         yield Text()
-        yield from _table(self.summary, options.max_width)
+        yield _note("relevance of each token (→) for each target (↓)" + self._where())
+        yield Blocks(matrix, numbered=True)
+        yield Scale(matrix.scale_number, matrix.scale)
+        if cells := matrix.strongest(STRONGEST_CELLS):
+            yield Text()
+            yield _note(f"the {len(cells)} cells with the largest |relevance|")
+            yield Listing([_cell(matrix, *cell) for cell in cells], matrix.scale, "target ← token")
+        if count:
+            yield Text()
+            i = "0" if count == 1 else f"0] … {self.name}[{count - 1}"
+            layers = ", at all layers" if self.layers else ""
+            yield _note(f"one target with all of its tokens{layers}: {self.name}[{i}]")
+
+    def _where(self) -> str:
+        if not self.layers:
+            return ""
+        return ", at the first layer"
+
+
+@dataclass(frozen=True)
+class _Layers:
+    """One target of one input at many layers: the first of them in full, and a map of all."""
+
+    matrix: summary.Matrix
+    first: summary.Summary
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        yield Facts(self.matrix.facts)
         yield Text()
-        yield _sums(self.summary)
+        yield _note("relevance of each token (→) at each layer (↑, the first at the bottom)")
+        yield Blocks(self.matrix, upwards=True)
+        yield Scale(self.matrix.scale_number, self.matrix.scale)
+        yield Text()
+        yield _note("at the first layer")
+        yield from _tokens(self.first)
 
 
-def _facts(summary: Summary) -> Table:
-    table = Table.grid(Column(style="dim", no_wrap=True), Column(overflow="fold"), padding=(0, 2))
-    for name, fact in summary.facts.items():
-        table.add_row(Text(name), Text(fact, style="bold" if name == "explained" else ""))
-    return table
-
-
-def _running_text(summary: Summary) -> Text:
-    parts = [(token.running, _style(token)) for token in summary.tokens]
-    return Text.assemble(*parts, overflow="fold")
-
-
-def _table(summary: Summary, width: int) -> list[RenderableType]:
-    count = len(summary.tokens)
+def _tokens(single: summary.Summary) -> RenderResult:
+    """Show the running text, the list of tokens, and sums."""
+    yield _Narrower(RunningText(single.tokens), _WIDEST)
+    yield Scale(single.scale_number, single.scale, underlined=True)
+    yield Text()
+    count = len(single.tokens)
     in_order = count <= MOST_IN_ORDER
-    shown = summary.tokens if in_order else summary.strongest[:STRONGEST]
-    wide = width >= _NARROW
-    table = Table(
-        Column("", justify="right", style="dim", no_wrap=True),
-        Column("token", no_wrap=True, overflow="ellipsis", max_width=max(8, width // 4)),
-        Column("relevance", justify="right", no_wrap=True),
-        Column("", ratio=1),
-        *([Column("share", justify="right", style="dim", no_wrap=True)] if wide else []),
-        box=None,
-        width=min(width, _WIDEST),
-        pad_edge=False,
-        header_style="dim",
+    if not in_order:
+        yield _note(f"the {STRONGEST} of {count} tokens with the largest |relevance|")
+    listed = single.tokens if in_order else single.strongest[:STRONGEST]
+    entries = [
+        Entry(str(t.position), t.alone, t.relevance, t.number, t.level, summary.percentage(t.share))
+        for t in listed
+    ]
+    yield _Narrower(Listing(entries, single.scale), _WIDEST)
+    yield Text()
+    yield Text.assemble(
+        ("sum of relevance ", "dim"),
+        single.total_number,
+        ("   explained value ", "dim"),
+        single.value_number,
     )
-    lengths = [token.relevance / (summary.scale or 1) for token in shown]
-    lowest, highest = min(lengths, default=0.0), max(lengths, default=0.0)
-    for token, length in zip(shown, lengths, strict=True):
-        table.add_row(
-            str(token.position),
-            Text.assemble((token.alone, _style(token))),
-            token.number,
-            _Bar(length, min(lowest, 0.0), max(highest, 0.0)),
-            *([f"{token.share:.1%}"] if wide else []),
-        )
-    if in_order:
-        return [table]
-    note = f"the {STRONGEST} of {count} tokens with the largest |relevance|"
-    return [Text(note, style="dim"), table]
+
+
+def _cell(matrix: summary.Matrix, row: int, column: int) -> Entry:
+    value = matrix.values[row, column].item()
+    return Entry(
+        f"{row} ← {column}",
+        matrix.columns[column],
+        value,
+        matrix.number(value),
+        summary.colour.level_of(value, matrix.scale),
+    )
 
 
 @dataclass(frozen=True)
-class _Bar:
-    """A bar from zero to ``value``, on an axis from ``lowest`` <= 0 to ``highest`` >= 0.
+class Facts:
+    """What was explained, of which model: a name and a text on each line."""
 
-    All three are in units of the largest |relevance|, and so from -1 to 1.
-    """
-
-    value: float
-    lowest: float
-    highest: float
+    facts: dict[str, str]
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
-        axis = "│" if self.lowest else ""
-        columns = options.max_width - len(axis)
-        left = round(columns * self.lowest / (self.lowest - self.highest or 1))
-        left = min(max(left, bool(self.lowest)), columns - bool(self.highest))
-        right = columns - left
-        per_column = max(-self.lowest / max(left, 1), self.highest / max(right, 1))
-        length = self.value / per_column if per_column else 0.0
-        yield Text.assemble(
-            (_to_the_left(-length).rjust(left), colour.TERMINAL.negative),
-            (axis, "dim"),
-            (_to_the_right(length), colour.TERMINAL.positive),
-            no_wrap=True,
+        size = max(map(len, self.facts), default=0) + 2
+        for name, fact in self.facts.items():
+            fact = shorten(shown(fact, options.encoding), _LONGEST_FACT)
+            value = Text(fact, style="bold" if name == "explained" else "", overflow="fold")
+            if options.max_width < _BESIDE:
+                yield Text.assemble((f"{name}: ", "dim"), value, overflow="fold")
+                continue
+            for i, line in enumerate(value.wrap(console, options.max_width - size)):
+                yield Text.assemble((("" if i else name).ljust(size), "dim"), line)
+
+
+def _note(note: str) -> Text:
+    return Text(note, style="dim", overflow="fold")
+
+
+@dataclass(frozen=True)
+class _Narrower:
+    """Something in so many columns at most."""
+
+    content: RenderableType
+    widest: int
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        yield from console.render(
+            self.content, options.update(width=min(options.max_width, self.widest))
         )
-
-    def __rich_measure__(self, console: Console, options: ConsoleOptions) -> Measurement:
-        return Measurement(4, options.max_width)
-
-
-def _to_the_right(columns: float) -> str:
-    """Return a bar of that length in eighths of a column; of some length, however small it is."""
-    if columns <= 0:
-        return ""
-    full, eighths = divmod(max(1, round(columns * 8)), 8)
-    return "█" * full + " ▏▎▍▌▋▊▉"[eighths].strip()
-
-
-def _to_the_left(columns: float) -> str:
-    """Return the same in halves: Unicode has no other blocks that grow to the left."""
-    if columns <= 0:
-        return ""
-    if columns < 0.25:
-        return "▕"
-    full, half = divmod(round(columns * 2), 2)
-    return "▐" * half + "█" * full
-
-
-def _sums(summary: Summary) -> Text:
-    return Text.assemble(
-        ("sum of relevance ", "dim"),
-        summary.total_number,
-        ("   explained value ", "dim"),
-        summary.value_number,
-    )
-
-
-def _style(token: ShownToken) -> Style:
-    if abs(token.level) < _FAINTEST:
-        return Style.null()
-    shade = colour.TERMINAL.shade(token.level)
-    return Style(color=shade.foreground, bgcolor=shade.background)
