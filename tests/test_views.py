@@ -100,7 +100,12 @@ def test_levels_are_scaled_by_the_largest_relevance():
         (123456.0, -123456.4, "-123456"),
         (1e-7, 1.234e-7, "+1.23e-07"),
         (1e9, -1.0, "-1.00e+00"),
-        (0.0, 0.0, "+0"),
+        (0.0, 0.0, "0"),
+        (7.4, 0.0, "0.000"),
+        (7.4, -0.0, "0.000"),
+        (7.4, 2e-5, "+2e-05"),
+        (7.4, -4e-300, "-4e-300"),
+        (1e-7, 0.0, "0"),
     ],
 )
 def test_numbers_have_the_digits_that_the_largest_needs(largest, value, shown):
@@ -126,13 +131,15 @@ def test_plain_text_shows_target_text_bars_and_sums(monkeypatch):
         "model           tiny",
         "",
         "The capital of France is",
+        "    ▒▒▒▒▒▒▒    ██████ --",
+        "-7.43 ≡=- ░▒█ +7.43   steps at 7.5%, 37.5%, 67.5%",
         "",
-        "   token     relevance".ljust(95) + "share",
-        "0  The           +0.31                │██▎".ljust(95) + " 2.2%",
-        ("1  ␣capital      +4.11                │" + "█" * 29 + "▉").ljust(95) + "29.9%",
-        "2  ␣of           +0.00                │".ljust(95) + " 0.0%",
-        ("3  ␣France       +7.43                │" + "█" * 54).ljust(95) + "54.0%",
-        "4  ␣is           -1.90  ██████████████│".ljust(95) + "13.8%",
+        "  token     relevance".ljust(95) + "share",
+        "0 The           +0.31                │██▎".ljust(95) + " 2.2%",
+        ("1 ␣capital      +4.11                │" + "█" * 30 + "▎").ljust(95) + "29.9%",
+        "2 ␣of            0.00                │".ljust(95) + " 0.0%",
+        ("3 ␣France       +7.43                │" + "█" * 54 + "▊").ljust(95) + "54.0%",
+        "4 ␣is           -1.90  ██████████████│".ljust(95) + "13.8%",
         "",
         "sum of relevance 9.95   explained value 15.23",
     ]
@@ -158,7 +165,7 @@ def test_wide_characters_stay_in_their_columns(monkeypatch, width):
 def test_many_tokens_are_listed_by_strength(monkeypatch):
     shown = printed(LONG, monkeypatch, terminal=False)
     assert "the 16 of 40 tokens with the largest |relevance|" in shown
-    listed = re.findall(r"^ *(\d+)  ␣t\d+ ", shown, re.MULTILINE)
+    listed = re.findall(r"^ *(\d+) ␣t\d+ ", shown, re.MULTILINE)
     assert [int(position) for position in listed] == list(range(39, 23, -1))
     few = explain([" t"] * 24, [1.0] * 24)
     assert "with the largest" not in printed(few, monkeypatch, terminal=False)
@@ -233,13 +240,14 @@ def test_any_label_is_inert_in_a_terminal(tokens, name, width):
 
 def test_markup_in_tokens_is_shown_as_it_is(monkeypatch):
     shown = printed(explain(HOSTILE, [1.0] * len(HOSTILE)), monkeypatch, terminal=False)
-    text = shown.split("\n\n")[1]  # a space at which a line was broken is not shown
+    text = "".join(shown.split("\n\n")[1].splitlines()[::2][:-1])  # marks stand below each line
+    # A space at which a line was broken is not shown.
     assert "".join(text.split()) == "".join(map(printable, HOSTILE)).replace(" ", "")
 
 
 def test_newlines_break_the_running_text(monkeypatch):
     shown = printed(explain(["a\n", "\nb"], [1.0, 1.0]), monkeypatch, terminal=False)
-    assert "\na↵\n↵\nb\n" in shown
+    assert "\na↵\n██\n↵\n█\nb\n█\n" in shown
 
 
 def test_a_batch_is_shown_row_by_row(monkeypatch):

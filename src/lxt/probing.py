@@ -32,8 +32,8 @@ def measure(processor: Any, image: tuple[int, int]) -> Geometry:
     """Find where a processor's pixels come from, in pictures of one size.
 
     It is exact where pictures are resized to whole pixels and then cropped or padded by whole
-    pixels; of other processors it is as exact as brightness of 8 bits tells, some hundredths of
-    one of the model's pixels. Along an axis of one pixel, all of it counts as seen.
+    pixels; of other processors it is as exact as brightness of 8 bits tells, about a tenth of one
+    of the model's pixels. Along an axis of one pixel, all of it counts as seen.
 
     Args:
         processor: see ``Geometry.of``.
@@ -209,7 +209,8 @@ def _line(
         fitted = (middle - step * at, step)
         # How far a line may be from the fitted one, in the mean: what is left of chance where as
         # many pixels were fitted, but as much as they are off where that isn't chance.
-        near = 0.02 * abs(step) + error(fitted) * (6 / int(inner.sum()) ** 0.5 if straight else 1)
+        chance = error(fitted) * (6 / int(inner.sum()) ** 0.5 if straight else 1)
+        near = (0.04 if straight else 0.12) * abs(step) + chance
         good = (error(fitted) ** 2 + near**2) ** 0.5
         snapped = length / max(round(length / step), 1) if step > 0 else whole
         ends = [

@@ -13,7 +13,7 @@ from lxt.auditing.ledger import Account, Ledger
 from lxt.auditing.report import Covered, Finding, Status
 from lxt.engine.records import HANDED_ON, Call
 
-__all__ = ["findings", "rows"]
+__all__ = ["leaks", "rows", "unknown"]
 
 _WRITTEN = "with my_rule written as docs/your-own-model.md shows"
 

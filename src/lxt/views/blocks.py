@@ -64,7 +64,8 @@ def strongest_of(values: Tensor, rows: int, columns: int) -> Tensor:
     high, wide = math.ceil(values.shape[0] / rows), math.ceil(values.shape[1] / columns)
     padded = values.new_zeros(high * rows, wide * columns)
     padded[: values.shape[0], : values.shape[1]] = values
-    blocks = padded.view(high, rows, wide, columns).transpose(1, 2).reshape(high, wide, -1)
+    blocks = padded.view(high, rows, wide, columns).transpose(1, 2)
+    blocks = blocks.reshape(high, wide, rows * columns)
     if not blocks.numel():
         return padded.new_zeros(high, wide)
     return blocks.gather(-1, blocks.abs().argmax(-1, keepdim=True))[..., 0]
@@ -108,7 +109,7 @@ class _Layout:
 
     def _cell_with_numbers(self, room: int) -> int:
         """Return how wide cells with numbers are; 0 if they are too wide."""
-        rows, columns = self.matrix.values.shape
+        columns = self.matrix.values.shape[1]
         if self.rows_each > 1 or columns * 5 > room:
             return 0
         self.numbers = [[self.matrix.number(v) for v in row] for row in self.matrix.values.tolist()]
@@ -175,11 +176,10 @@ class _Layout:
         return "".join(whole or texts[:1])
 
     def _upright(self) -> list[str]:
-        # The space before a word is what most tokens begin with, and would be all of the first line.
+        # The space before a word, with which most tokens begin, would be all of the first line.
         words = [token.removeprefix("␣") or token for token in self.tokens]
         letters = [[*clusters(shorten(word, _TALLEST_LABEL))] for word in words]
         return [
             "".join(padded(text[i][0] if i < len(text) else "", 2) for text in letters)
             for i in range(max(map(len, letters), default=0))
         ]
-

@@ -175,7 +175,7 @@ class _Sheet(Artist):
         super().__init__()
         self.height = 2 * MARGIN + max(_height(self.blocks), SIZE)
 
-    def figure(self, fonts: Fonts, *, dpi: float = 72, nonbreaking: bool = False) -> Figure:
+    def in_figure(self, fonts: Fonts, *, dpi: float = 72, nonbreaking: bool = False) -> Figure:
         self.fonts, self.nonbreaking = fonts, nonbreaking
         size = (self.width / 72, self.height / 72)
         figure = Figure(figsize=size, dpi=dpi, frameon=False)
@@ -212,13 +212,13 @@ def _pdf(pictures: Sequence[Picture], fonts: Fonts) -> bytes:
                     f"a page of {sheet.width:.0f} × {sheet.height:.0f} points is larger than PDF "
                     f"has them ({_LARGEST_PAGE}): take fewer tokens, targets or layers"
                 )
-            FigureCanvasPdf(sheet.figure(fonts)).print_pdf(pages)
+            FigureCanvasPdf(sheet.in_figure(fonts)).print_pdf(pages)
     return file.getvalue()
 
 
 def _svg(picture: Picture, fonts: Fonts) -> bytes:
     file = io.StringIO()
-    figure = picture.on_one().figure(fonts, nonbreaking=True)
+    figure = picture.on_one().in_figure(fonts, nonbreaking=True)
     metadata = {"Creator": "lxt", "Date": None} | _title([picture])
     FigureCanvasSVG(figure).print_svg(file, metadata=metadata)
     return file.getvalue().encode()
@@ -234,7 +234,7 @@ def _png(picture: Picture, fonts: Fonts, dpi: float | None) -> bytes:
             f"than can be drawn: at most dpi={most:.0f}, or write PDF or SVG"
         )
     file = io.BytesIO()
-    figure = sheet.figure(fonts, dpi=min(DPI, most) if dpi is None else dpi)
+    figure = sheet.in_figure(fonts, dpi=min(DPI, most) if dpi is None else dpi)
     metadata = {"Software": "lxt"} | _title([picture])
     FigureCanvasAgg(figure).print_png(file, metadata=metadata)
     return file.getvalue()

@@ -36,6 +36,7 @@ from lxt.views.summary import (
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from lxt.explained import ExplainedTarget
     from lxt.explanation import Explanation
 
 View = Literal["text", "bars", "matrix", "trace"]
@@ -263,7 +264,7 @@ def _table(
 
 def _characters(explanation: "Explanation", title: str | None) -> str:
     """Return all that any text of any picture may hold."""
-    targets = [row.target for row in explanation.rows()]
+    targets = [cast("ExplainedTarget", row.target) for row in explanation.rows()]
     tokens = [token for row in explanation.inputs() for token in row.tokens]
     texts = [
         *cast("list[str]", tokens),

@@ -153,9 +153,15 @@ def framed(drawn: np.ndarray, geometry: "Geometry") -> np.ndarray:
     if geometry.seen == (0, 0, height, width):
         return drawn
     top, left, bottom, right = geometry.seen
-    rows = slice(round(top / height * high), max(round(bottom / height * high), 1))
-    columns = slice(round(left / width * wide), max(round(right / width * wide), 1))
+    rows = _within(top / height * high, bottom / height * high, high)
+    columns = _within(left / width * wide, right / width * wide, wide)
     inside = drawn.copy()
     part = inside[rows, columns]
     part[[0, -1]] = part[:, [0, -1]] = _FRAME
     return inside
+
+
+def _within(start: float, end: float, length: int) -> slice:
+    """The pixels from start to end, of which there is at least one."""
+    first = min(round(start), length - 1)
+    return slice(first, max(round(end), first + 1))

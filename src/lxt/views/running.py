@@ -156,9 +156,7 @@ def _in_lines(running: str, encoding: str) -> str:
     return "\n".join(shown(part, encoding) if part else "" for part in running.split("\n"))
 
 
-def _excerpt(
-    lines: list[list[Piece]], tokens: Sequence[ShownToken]
-) -> Iterator[list[Piece] | str]:
+def _excerpt(lines: list[list[Piece]], tokens: Sequence[ShownToken]) -> Iterator[list[Piece] | str]:
     """Go through the lines to show, with a note in place of those that are not."""
     kept = _kept(lines, tokens)
     seen = {piece.token for i in kept for piece in lines[i]}
@@ -170,7 +168,8 @@ def _excerpt(
             left_out = {piece.token for j in hidden for piece in lines[j]} - seen
             share = sum(tokens[token].share for token in left_out)
             count = len(left_out)
-            yield f"⋯ {count} token{'s' * (count != 1)} with {percentage(share)} of all |relevance| ⋯"
+            named = f"{count} token{'s' * (count != 1)}"
+            yield f"⋯ {named} with {percentage(share)} of all |relevance| ⋯"
             hidden = []
         if i in kept:
             yield line

@@ -165,7 +165,7 @@ def _matrix(
     sums: dict[str, list[float]],
 ) -> Matrix:
     scale = _largest(values)
-    of_sums = number_format(max(map(abs, (n for column in sums.values() for n in column)), default=0))
+    of_sums = number_format(max((abs(n) for column in sums.values() for n in column), default=0))
     return Matrix(
         facts=facts,
         rows=rows,
@@ -173,7 +173,7 @@ def _matrix(
         values=values,
         scale=scale,
         number=number_format(scale),
-        sums={name: [of_sums(n).removeprefix("+") for n in column] for name, column in sums.items()},
+        sums={name: [of_sums(n).removeprefix("+") for n in sums[name]] for name in sums},
     )
 
 
