@@ -17,6 +17,7 @@ from lxt.explanation import Explanation
 from lxt.views import colour, payload
 from lxt.views.grouping import sentence_starts, word_starts
 from lxt.views.html import page_of
+from lxt.views.scale import scale_of
 from lxt.views.summary import number_format, summarise
 
 TOKENS = ["The", " capital", " of", " Fr", "ance", ".", " It", " is", " Par", "is", ".\n", "Yes"]
@@ -135,10 +136,10 @@ def test_each_token_is_read_by_pointer_and_by_key(opened: Any) -> None:
 def test_full_colour_and_threshold_slide(opened: Any) -> None:
     page = opened(SENTENCES.to_html())
     slide(page, "full", 75)
-    size = sorted(map(abs, VALUES), reverse=True)[3]
+    size = scale_of(torch.tensor(VALUES, dtype=torch.float64), 75).end
     assert role(page, "highest").inner_text() == f"+{size:.2f}"
     assert classes(page) == [class_of(value, size) for value in VALUES]
-    assert "3 beyond the colours' end, at the 75th percentile" in role(page, "notes").inner_text()
+    assert "2 beyond the colours' end, at the 75th percentile" in role(page, "notes").inner_text()
     slide(page, "full", 100)
     slide(page, "threshold", 20)
     below = [i for i, name in enumerate(classes(page)) if name == "below"]

@@ -53,7 +53,7 @@ class _Chart:
         end = self.zero + length
         if abs(token.relevance) > self.scale.end:  # a gap shows that the bar is cut short
             pen.box(end - sign * 4 * _CUT - _CUT / 2, over, _CUT, _BAR, PAPER)
-        pen.box(self.zero - 0.25, top, 0.5, _ROW, _AXIS)
+        pen.box(self.zero - pen.line / 2, top, pen.line, _ROW, _AXIS)
         if sign < 0:
             self._write_before(pen, end - _GAP + 1, base, token.number, INK, _SMALL)
         else:

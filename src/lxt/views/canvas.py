@@ -15,7 +15,7 @@ import matplotlib as mpl
 import numpy as np
 from matplotlib.artist import Artist
 from matplotlib.backend_bases import GraphicsContextBase, RendererBase
-from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.backends.backend_agg import FigureCanvasAgg, RendererAgg
 from matplotlib.backends.backend_pdf import FigureCanvasPdf, PdfPages
 from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.colors import to_rgb
@@ -122,6 +122,8 @@ class Pen:
         self.renderer, self.height, self.fonts = renderer, height, fonts
         self.nonbreaking = nonbreaking
         self.scale = float(cast("float", renderer.points_to_pixels(1)))
+        self.line = max(0.5, 1 / self.scale if isinstance(renderer, RendererAgg) else 0)
+        """How wide a thin line is: a pixel at least, of which it would be none or one else."""
         self.gc: GraphicsContextBase = renderer.new_gc()
         self.gc.set_linewidth(0)
         self.gc.set_snap(True)  # edges lie between pixels, however many a path has of them

@@ -22,7 +22,7 @@ from lxt.views.caption import (
     title_blocks,
 )
 from lxt.views.fonts import Fonts
-from lxt.views.heatmap import Table, banded_map, square_map
+from lxt.views.heatmap import MOST_NUMBERS, Table, banded_map, square_map
 from lxt.views.page import running_text
 from lxt.views.scale import Scale, scale_of
 from lxt.views.summary import (
@@ -219,8 +219,8 @@ def _picture(part: _Part, options: _Options, fonts: Fonts) -> Picture:
         count = len(explanation)
         headline = f"Relevance for {count} target{'s' * (count != 1)}"
         matrix = matrix_of_targets(explanation)
-        names = ("outputs ↓", "inputs →")
-        table = _table(matrix, matrix.values, scale, matrix.rows, matrix.columns, names)
+        cells = _cells(matrix.values, matrix, scale)
+        table = Table(*cells, matrix.rows, matrix.columns, ("outputs ↓", "inputs →"))
         width, body = square_map(table, fonts)
         texts = facts_of_targets(matrix)
     else:
@@ -237,29 +237,26 @@ def _picture(part: _Part, options: _Options, fonts: Fonts) -> Picture:
                 notes += [f"the {len(shown)} of {count} tokens with the largest |relevance|"]
         else:
             matrix = matrix_of_layers(explanation)
+            cells = _cells(matrix.values.T, matrix, scale)
             names = ("tokens ↓", "layers →")
-            table = _table(matrix, matrix.values.T, scale, matrix.columns, matrix.rows, names)
+            table = Table(*cells, matrix.columns, matrix.rows, names, columns_counted=False)
             width, body = banded_map(table, fonts)
             texts = facts_of_layers(matrix)
     title = shortened(headline) if options.title is None else printable(options.title)
     head = title_blocks(title, part.heading, fonts, width)
-    return Picture(
-        body, head, [*foot, *caption_blocks([*notes, *texts], fonts, width)], width, title
-    )
+    foot += caption_blocks([*notes, *texts], fonts, width)
+    return Picture(body, head, foot, width, title)
 
 
-def _table(
-    matrix: Matrix,
-    values: "Tensor",
-    scale: Scale,
-    rows: list[str],
-    columns: list[str],
-    names: tuple[str, str],
-) -> Table:
+def _cells(
+    values: "Tensor", matrix: Matrix, scale: Scale
+) -> tuple[list[list[int]], list[list[str]]]:
+    """Return the steps on the colour map, and the numbers if they are few enough to be read."""
     listed = values.tolist()
     levels = [[scale.level(value) for value in row] for row in listed]
-    numbers = [[matrix.number(value) for value in row] for row in listed]
-    return Table(levels, numbers, rows, columns, names)
+    if values.numel() > MOST_NUMBERS:
+        return levels, []
+    return levels, [[matrix.number(value) for value in row] for row in listed]
 
 
 def _characters(explanation: "Explanation", title: str | None) -> str:

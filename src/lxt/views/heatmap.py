@@ -1,7 +1,8 @@
 """Relevance as a map of coloured cells: input × output, or token × layer."""
 
+import math
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -12,34 +13,47 @@ from lxt.views.fonts import Fonts
 LABEL, _NUMBER = 7.0, 6.0
 _PITCH = LABEL * 1.25
 """Labels that are closer than this are thinned out."""
-_SMALLEST = 1.2
-"""A cell has so many points at least, and the page grows where they don't fit."""
-_MOST_NUMBERS = 150
+_SMALLEST, _LARGEST = 1.2, 34.0
+"""Of a cell's sides, in points; the page grows where the smallest don't fit."""
+_SHALLOWEST, _TALLEST = 1.6, 13.0
+"""Of a cell's height where it need not be square."""
+_AROUND = 120.0
+"""So much of a page's height is left for title, legend and caption."""
+MOST_NUMBERS = 150
+"""In a map of more cells they would be in each other's way."""
 _LONGEST_ROW_LABEL, _LONGEST_COLUMN_LABEL = 120.0, 84.0
 _TICK, _GAP = 3.0, 2.0
+_ABOVE_ROWS = 6.0
+"""Where the names of rows and columns stand: clear of the first row's label."""
 _FRAME = "#999999"
 
 
 @dataclass(frozen=True)
 class Table:
-    """What a map shows. Numbers are written where cells have room for them."""
+    """What a map shows; numbers, where its cells have room for them."""
 
     levels: list[list[int]]
     """Steps on the colour map, ``[rows][columns]``."""
     numbers: list[list[str]]
+    """Of the same shape; or empty."""
     rows: list[str]
     columns: list[str]
     names: tuple[str, str]
     """What rows and columns are."""
+    columns_counted: bool = True
+    """Whether columns are numbered where not all of their labels fit."""
 
 
 def square_map(table: Table, fonts: Fonts) -> tuple[float, list[Block]]:
     """Draw square cells, all on one page; return its width and the map."""
-    labels = _Labels(table, fonts)
     rows, columns = max(len(table.rows), 1), max(len(table.columns), 1)
-    wide, tall = _room(labels)
-    side = max(_SMALLEST, min(34.0, wide / columns, tall / rows))
-    return _width(labels, side * columns), [labels.map(table, 0, rows, side, side)]
+
+    def sides(wide: float, tall: float) -> tuple[float, float]:
+        side = max(_SMALLEST, min(_LARGEST, wide / columns, tall / rows))
+        return side, side
+
+    layout = _Layout(table, fonts, sides)
+    return layout.page_width, [layout.map(0, rows)]
 
 
 def banded_map(table: Table, fonts: Fonts) -> tuple[float, list[Block]]:
@@ -47,75 +61,79 @@ def banded_map(table: Table, fonts: Fonts) -> tuple[float, list[Block]]:
 
     Where that is too little, rows go on in a second map below, and so on.
     """
-    labels = _Labels(table, fonts)
     rows, columns = max(len(table.rows), 1), max(len(table.columns), 1)
-    wide, tall = _room(labels)
-    width = max(_SMALLEST, min(34.0, wide / columns))
-    height = max(2.0, min(13.0, tall / rows))
-    step = int(tall / height)
-    bands = [labels.map(table, i, i + step, width, height) for i in range(0, rows, step)]
-    return _width(labels, width * columns), bands
+
+    def sides(wide: float, tall: float) -> tuple[float, float]:
+        width = max(_SMALLEST, min(_LARGEST, wide / columns))
+        return width, max(_SHALLOWEST, min(_TALLEST, tall / rows))
+
+    layout = _Layout(table, fonts, sides)
+    bands = math.ceil(rows * layout.height / layout.room[1] - 1e-9)  # one, if they just fit
+    each = math.ceil(rows / bands)
+    return layout.page_width, [layout.map(i, i + each) for i in range(0, rows, each)]
 
 
-class _Labels:
-    """The labels of a map's rows and columns, cut to what there is room for."""
+class _Layout:
+    """How large cells are, which labels there is room for, and how wide these are."""
 
-    def __init__(self, table: Table, fonts: Fonts):
-        self.fonts = fonts
-        self.names = tuple(map(fonts.shown, table.names))
-        self.left = self._longest(table.rows, _LONGEST_ROW_LABEL)
-        self.left = max(self.left, *(self.width(name) for name in self.names)) + _TICK + _GAP
-        self.top = self._longest(table.columns, _LONGEST_COLUMN_LABEL)
-        self.top = max(self.top, 2 * _PITCH) + _TICK + _GAP
+    def __init__(
+        self, table: Table, fonts: Fonts, sides: Callable[[float, float], tuple[float, float]]
+    ):
+        self.table, self.fonts = table, fonts
+        self.names = [fonts.shown(name) for name in table.names]
+        # Which labels are shown depends on the cells, and what is left for these on the labels: it
+        # is asked first for what is left if these are as long as they may be.
+        self.left, self.top = _LONGEST_ROW_LABEL, _LONGEST_COLUMN_LABEL
+        for _ in range(2):
+            self.room = (WIDTH - 2 * MARGIN - self.left, TALLEST - _AROUND - self.top)
+            self.width, self.height = sides(*self.room)
+            self.rows = _thinned(table.rows, self.height, counted=True)
+            self.columns = _thinned(table.columns, self.width, counted=table.columns_counted)
+            left = self._longest(self.rows, _LONGEST_ROW_LABEL)
+            self.left = max(left, *map(self._width, self.names)) + _TICK + _GAP
+            top = self._longest(self.columns, _LONGEST_COLUMN_LABEL)
+            self.top = max(top + _TICK + _GAP, _ABOVE_ROWS + _PITCH + LABEL)
+        cells = self.width * len(table.columns)
+        self.page_width = max(WIDTH / 2, 2 * MARGIN + self.left + cells + LABEL)
 
-    def width(self, text: str) -> float:
+    def _longest(self, labels: Sequence[tuple[int, str]], most: float) -> float:
+        # Measured are those with most characters, as ten thousand would take too long.
+        longest = sorted((label for _, label in labels), key=len)[-50:]
+        return max((self._width(self._fitted(label, most)) for label in longest), default=0.0)
+
+    def _width(self, text: str) -> float:
         return self.fonts.measure(text) * LABEL / SIZE
 
-    def fitted(self, label: str, room: float) -> str:
+    def _fitted(self, label: str, room: float) -> str:
         return self.fonts.fitted(label, room * SIZE / LABEL)
 
-    def _longest(self, labels: Sequence[str], most: float) -> float:
-        # Measured are those with most characters, as all of ten thousand would take too long.
-        longest = sorted(labels, key=len)[-50:]
-        numbered = [f"{len(labels)} {label}" for label in longest]
-        return max((self.width(self.fitted(label, most)) for label in numbered), default=0.0)
-
-    def map(self, table: Table, begin: int, end: int, width: float, height: float) -> Block:
+    def map(self, begin: int, end: int) -> Block:
         """Return the rows from ``begin`` to ``end`` below the columns' labels."""
-        count = len(table.rows[begin:end])
-        paint = partial(self._paint, table, begin, end, width, height)
-        return Block(self.top + max(count, 1) * height + _GAP, paint)
+        count = len(self.table.rows[begin:end])
+        paint = partial(self._paint, begin, end)
+        return Block(self.top + max(count, 1) * self.height + _GAP, paint)
 
-    def _paint(
-        self,
-        table: Table,
-        begin: int,
-        end: int,
-        width: float,
-        height: float,
-        pen: Pen,
-        above: float,
-    ) -> None:
-        left, top = MARGIN + self.left, above + self.top
-        levels, numbers = table.levels[begin:end], table.numbers[begin:end]
+    def _paint(self, begin: int, end: int, pen: Pen, above: float) -> None:
+        left, top, width, height = MARGIN + self.left, above + self.top, self.width, self.height
+        levels, numbers = self.table.levels[begin:end], self.table.numbers[begin:end]
         _paint_cells(pen, levels, left, top, width, height)
-        _paint_frame(pen, left, top, width * len(table.columns), height * len(levels))
-        self._paint_numbers(pen, levels, numbers, left, top, width, height)
-        rows, columns = self.names
-        pen.write(
-            left - _TICK - _GAP - self.width(columns), top - _PITCH, columns, GREY, size=LABEL
-        )
-        pen.write(left - _TICK - _GAP - self.width(rows), top - _GAP, rows, GREY, size=LABEL)
-        for i, label in _thinned(table.rows, height, begin, end):
-            label = self.fitted(label, _LONGEST_ROW_LABEL)
-            middle = top + (i - begin + 0.5) * height
-            pen.box(left - _TICK, middle - 0.25, _TICK - 1, 0.5, _FRAME)
-            x = left - _TICK - _GAP - self.width(label)
-            pen.write(x, middle + LABEL * 0.36, label, size=LABEL)
-        for i, label in _thinned(table.columns, width, 0, len(table.columns)):
-            label = self.fitted(label, _LONGEST_COLUMN_LABEL)
+        _paint_frame(pen, left, top, width * len(self.table.columns), height * len(levels))
+        self._paint_numbers(pen, levels, numbers, left, top)
+        for name, base in zip(
+            self.names, (top - _ABOVE_ROWS, top - _ABOVE_ROWS - _PITCH), strict=True
+        ):
+            pen.write(left - _TICK - _GAP - self._width(name), base, name, GREY, size=LABEL)
+        for i, label in self.rows:
+            if begin <= i < end:
+                label = self._fitted(label, self.left - _TICK - _GAP)
+                middle = top + (i - begin + 0.5) * height
+                pen.box(left - _TICK, middle - pen.line / 2, _TICK - 1, pen.line, _FRAME)
+                x = left - _TICK - _GAP - self._width(label)
+                pen.write(x, middle + LABEL * 0.36, label, size=LABEL)
+        for i, label in self.columns:
+            label = self._fitted(label, self.top - _TICK - _GAP)
             middle = left + (i + 0.5) * width
-            pen.box(middle - 0.25, top - _TICK, 0.5, _TICK - 1, _FRAME)
+            pen.box(middle - pen.line / 2, top - _TICK, pen.line, _TICK - 1, _FRAME)
             pen.write(middle + LABEL * 0.36, top - _TICK - _GAP, label, size=LABEL, up=True)
 
     def _paint_numbers(
@@ -125,35 +143,23 @@ class _Labels:
         numbers: list[list[str]],
         left: float,
         top: float,
-        width: float,
-        height: float,
     ) -> None:
-        if not 0 < sum(map(len, numbers)) <= _MOST_NUMBERS:
-            return
         part = _NUMBER / SIZE
-        widest = max(self.fonts.measure(number) for row in numbers for number in row) * part
-        if widest > width - 3 or height < _NUMBER + 2:
+        widths = [self.fonts.measure(number) for row in numbers for number in row]
+        widest = max(widths, default=0.0) * part
+        if widest > self.width - 3 or self.height < _NUMBER + 2:
             return
-        for i, (row, steps) in enumerate(zip(numbers, levels, strict=True)):
+        for i, (row, steps) in enumerate(zip(numbers, levels, strict=False)):  # or no numbers
             for j, (number, step) in enumerate(zip(row, steps, strict=True)):
-                x = left + (j + 0.5) * width - self.fonts.measure(number) * part / 2
-                y = top + (i + 0.5) * height + _NUMBER * 0.36
+                x = left + (j + 0.5) * self.width - self.fonts.measure(number) * part / 2
+                y = top + (i + 0.5) * self.height + _NUMBER * 0.36
                 pen.write(x, y, number, colour.LIGHT.shade(step).foreground, size=_NUMBER)
-
-
-def _room(labels: _Labels) -> tuple[float, float]:
-    """Return what is left for cells on a page as high as A4, with title and caption."""
-    return WIDTH - 2 * MARGIN - labels.left, TALLEST - 150 - labels.top
-
-
-def _width(labels: _Labels, cells: float) -> float:
-    return max(WIDTH / 2, 2 * MARGIN + labels.left + cells + LABEL)
 
 
 def _paint_cells(
     pen: Pen, levels: list[list[int]], left: float, top: float, width: float, height: float
 ) -> None:
-    """Fill the cells. White ones are the paper; equal ones beside each other are one rectangle.
+    """Fill the cells; equal ones beside each other are one rectangle.
 
     Where two rectangles meet, each covers a part of what is drawn there as one dot, and the paper
     would shine through. So each is first drawn larger, and then as it is.
@@ -163,9 +169,8 @@ def _paint_cells(
         begin = 0
         for j in range(1, len(row) + 1):
             if j == len(row) or row[j] != row[begin]:
-                if row[begin]:
-                    x, y = left + begin * width, top + i * height
-                    runs[row[begin]].append((x, y, (j - begin) * width, height))
+                x, y = left + begin * width, top + i * height
+                runs[row[begin]].append((x, y, (j - begin) * width, height))
                 begin = j
     right, bottom = left + max(map(len, levels), default=0) * width, top + len(levels) * height
     for spread in (min(1.0, width, height), 0.0):
@@ -174,11 +179,12 @@ def _paint_cells(
                 (x, y, min(w + spread, right - x), min(h + spread, bottom - y))
                 for x, y, w, h in rectangles
             ]
-            pen.boxes(larger, colour.LIGHT.shade(level).background)
+            if level or not spread:
+                pen.boxes(larger, colour.LIGHT.shade(level).background)
 
 
 def _paint_frame(pen: Pen, left: float, top: float, width: float, height: float) -> None:
-    line = 0.5
+    line = pen.line
     pen.boxes(
         [
             (left - line, top - line, width + 2 * line, line),
@@ -190,15 +196,9 @@ def _paint_frame(pen: Pen, left: float, top: float, width: float, height: float)
     )
 
 
-def _thinned(labels: Sequence[str], pitch: float, begin: int, end: int) -> list[tuple[int, str]]:
-    """Return which labels there is room for; where some are left out, numbers count them."""
-    step = next(
-        step * ten
-        for ten in (1, 10, 100, 1000, 10_000)
-        for step in (1, 2, 5)
-        if step * ten * pitch >= _PITCH
-    )
-    chosen = range(begin, min(end, len(labels)))
-    if step == 1:
-        return [(i, labels[i]) for i in chosen]
-    return [(i, f"{i} {labels[i]}") for i in chosen if i % step == 0]
+def _thinned(labels: Sequence[str], pitch: float, *, counted: bool) -> list[tuple[int, str]]:
+    """Return which labels there is room for; with numbers if some are left out and they count."""
+    steps = (step * ten for ten in (1, 10, 100, 1000, 10_000) for step in (1, 2, 5))
+    step = next(step for step in steps if step * pitch >= _PITCH)
+    chosen = range(0, len(labels), step)
+    return [(i, f"{i} {labels[i]}" if counted and step > 1 else labels[i]) for i in chosen]

@@ -134,12 +134,19 @@ class Units {
     return low + 1;
   }
 
-  /** The |relevance| below which so many per cent of all units are. */
   percentile(percent) {
-    if (percent >= 100 || !this.sizes.length) return this.largest;
-    const place = Math.floor((1 - percent / 100) * this.sizes.length);
-    return this.sizes[Math.min(place, this.sizes.length - 1)] || this.largest;
+    return percent >= 100 ? this.largest : percentileOf(this.sizes, percent);
   }
+}
+
+/**
+ * The size up to which so many per cent of all are, of sizes that fall. Zeros don't count: they are
+ * what a token can't have had any part in, and in a causal model's matrix they are the half.
+ */
+function percentileOf(sizes, percent) {
+  let count = sizes.length;
+  while (count && !sizes[count - 1]) count--;
+  return count ? sizes[count - Math.ceil((percent / 100) * count)] : 0;
 }
 
 function levelOf(value, scale) {

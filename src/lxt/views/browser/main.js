@@ -147,8 +147,7 @@ function definitions(items_) {
 function commonScale(rows) {
   if (state.full >= 100) return rows.reduce((most, units) => Math.max(most, units.largest), 0);
   const sizes = Float64Array.from(rows.flatMap((units) => Array.from(units.values, Math.abs))).sort();
-  const place = Math.ceil((state.full / 100) * sizes.length) - 1;
-  return sizes[Math.max(0, place)] || sizes[sizes.length - 1] || 0;
+  return percentileOf(sizes.reverse(), state.full);
 }
 
 function showMap(map, rows, labels, chosen) {
