@@ -132,8 +132,11 @@ def _lines(text: str, fonts: Fonts, width: float, size: float, ink: str) -> list
 
 
 def _write(line: list[Piece], size: float, ink: str, pen: Pen, top: float) -> None:
-    for piece in line:
-        pen.write(MARGIN + piece.x, top + size, piece.text, ink, size=size)
+    if any(piece.rtl for piece in line):
+        for piece in line:
+            pen.write(MARGIN + piece.x, top + size, piece.text, ink, size=size)
+    else:
+        pen.write(MARGIN, top + size, "".join(piece.text for piece in line), ink, size=size)
 
 
 def _nothing(pen: Pen, top: float) -> None:
