@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import math
+import re
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
@@ -142,6 +143,14 @@ def test_the_report_prints_in_any_width(width: int) -> None:
     for part in ("1 finding", "silu", "coverage", "ledger", "the target", "layers"):
         assert part in text
     assert "sound: " in str(lxt.audit(model, {"input_ids": rows.input_ids}))
+
+
+def test_the_numbers_of_a_table_have_the_same_decimals() -> None:
+    report = lxt.audit(Net(torch.relu), X)
+    books = {"biases": 0.25, "softmax": 2e-4}
+    shown = str(replace(report, target=12.345, relevance=12.0948, absorbed=books))
+    for number in ("12.09", "0.25", "2e-04", "12.35"):
+        assert re.search(rf"(the input|absorbed: \w+|the target) +{re.escape(number)} ", shown)
 
 
 def test_names_that_look_like_markup_or_escapes_are_inert() -> None:

@@ -206,7 +206,8 @@ def test_texts_are_inert():
 
 def test_the_page(tmp_path):
     comparison = lxt.compare(of([1.0], composite="a"), of([2.0], composite="<b id=x>"))
-    text = comparison.to_html(tmp_path / "page.html")
+    assert comparison.to_html(tmp_path / "page.html") is None
+    text = comparison.to_html()
     assert (tmp_path / "page.html").read_text("utf-8") == text
     assert "<b id" not in text
     with pytest.raises(UnwritableFile):

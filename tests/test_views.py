@@ -112,6 +112,40 @@ def test_numbers_have_the_digits_that_the_largest_needs(largest, value, shown):
     assert summary.number_format(largest)(value) == shown
 
 
+@pytest.mark.parametrize("largest", range(-12, 13))
+@pytest.mark.parametrize("smaller", range(25))
+def test_numbers_are_readable_at_every_magnitude(largest, smaller):
+    for digits in (1.0, 2.345678, 9.999999):
+        value = digits * 10.0 ** (largest - smaller)
+        for signed in (value, -value):
+            shown = summary.number_format(digits * 10.0**largest)(signed)
+            assert re.fullmatch(r"[+-](\d{1,7}|\d\.\d+|\d\d+\.\d+|\d(\.\d+)?e[+-]\d\d)", shown)
+            assert len(shown) <= 9  # what is written out has at most three zeros before its digits
+            exactness = 0.01 if smaller == 0 else 0.5
+            assert float(shown) == pytest.approx(signed, rel=exactness)
+
+
+def test_tokens_keep_their_digits_beside_a_large_value():
+    small = summary.summarise(explain(["a", "b"], [2e-5, -1.234e-9], value=15.234))
+    assert [token.number for token in small.tokens] == ["+2.00e-05", "-1.23e-09"]
+    assert (small.scale_number, small.total_number) == ("2.00e-05", "2e-05")
+    assert small.facts["value"] == small.value_number == "15.23"
+    near = summary.summarise(explain(["a", "b"], [2.0, 2e-5], value=15.234))
+    assert [token.number for token in near.tokens] == ["+2.00", "+2e-05"]
+
+
+def test_shares_of_the_largest_floats_add_up_to_one():
+    tokens = summary.summarise(explain(["a", "b"], [1e308, -1.5e308])).tokens
+    assert [token.share for token in tokens] == pytest.approx([0.4, 0.6])
+
+
+@pytest.mark.parametrize(
+    ("share", "shown"), [(0.0, "0.0%"), (1e-9, "<0.1%"), (0.0006, "0.1%"), (1.0, "100.0%")]
+)
+def test_no_share_that_is_there_is_written_as_none(share, shown):
+    assert summary.percentage(share) == shown
+
+
 def test_spaces_at_the_ends_of_a_lone_token_are_visible():
     tokens = summary.summarise(explain([" a b ", "  ", ""], [1.0, 1.0, 2.0])).tokens
     assert [token.alone for token in tokens] == ["␣a b␣", "␣␣", ""]
@@ -205,6 +239,15 @@ def test_colour_is_for_terminals_that_want_it(monkeypatch):
     monkeypatch.setenv("NO_COLOR", "1")
     assert "\x1b" not in printed(PARIS, monkeypatch)
     monkeypatch.setenv("FORCE_COLOR", "1")
+    assert "\x1b" not in printed(PARIS, monkeypatch)
+
+
+@pytest.mark.usefixtures("colour_terminal")
+def test_the_environment_decides_as_rich_has_it(monkeypatch):
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    assert "\x1b[" in printed(PARIS, monkeypatch, terminal=False)
+    monkeypatch.delenv("FORCE_COLOR")
+    monkeypatch.setenv("TERM", "dumb")
     assert "\x1b" not in printed(PARIS, monkeypatch)
 
 

@@ -6,7 +6,7 @@ import math
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, cast, overload
 
 import torch
 from torch import Tensor
@@ -131,8 +131,12 @@ class Comparison:
             )
         return one.relevance.double(), other.relevance.double()
 
-    def to_html(self, path: str | os.PathLike[str] | None = None) -> str:
-        """Return one self-contained HTML page, and write it to ``path`` if given.
+    @overload
+    def to_html(self, path: None = None) -> str: ...
+    @overload
+    def to_html(self, path: str | os.PathLike[str]) -> None: ...
+    def to_html(self, path: str | os.PathLike[str] | None = None) -> str | None:
+        """Return one self-contained HTML page, or write it to ``path``.
 
         Raises:
             UnwritableFile: the file can't be written; one that was there is left as it was.
@@ -140,10 +144,9 @@ class Comparison:
         """
         from lxt.views import html
 
-        text = html.page_of(list(zip(self.names, self.explanations, strict=True)))
-        if path is not None:
-            storage.write(path, text.encode())
-        return text
+        return storage.written(
+            html.page_of(list(zip(self.names, self.explanations, strict=True))), path
+        )
 
     def __str__(self) -> str:
         from lxt.views import comparison, terminal

@@ -3,7 +3,7 @@
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, Literal, cast
+from typing import TYPE_CHECKING, Any, Literal, cast, overload
 
 import torch
 from torch import Tensor
@@ -15,8 +15,9 @@ from lxt.explained import ExplainedTarget, check
 if TYPE_CHECKING:
     import pandas
     from rich.console import Console, ConsoleOptions, RenderResult
+    from typing_extensions import Unpack
 
-    from lxt.views.figures import View
+    from lxt.views.figures import Drawing, DrawingOnce, View
 
 __all__ = ["Explanation"]
 
@@ -193,8 +194,12 @@ class Explanation:
         """
         return storage.read(path)
 
-    def to_json(self, path: str | os.PathLike[str] | None = None) -> str:
-        """Return the rows as JSON without their padding, and write it to ``path`` if given.
+    @overload
+    def to_json(self, path: None = None) -> str: ...
+    @overload
+    def to_json(self, path: str | os.PathLike[str]) -> None: ...
+    def to_json(self, path: str | os.PathLike[str] | None = None) -> str | None:
+        """Return the rows as JSON without their padding, or write it to ``path``.
 
         A row's relevance is a list of numbers, for many targets or layers a list of these for each.
         Numbers are written such that they read back as the same floats. A JSON Schema of it comes
@@ -204,10 +209,7 @@ class Explanation:
             UnwritableFile: the file can't be written; one that was there is left as it was.
 
         """
-        text = json_format.to_json(self)
-        if path is not None:
-            storage.write(path, text.encode())
-        return text
+        return storage.written(json_format.to_json(self), path)
 
     @staticmethod
     def from_json(source: str | os.PathLike[str]) -> "Explanation":
@@ -237,8 +239,12 @@ class Explanation:
 
         return exports.to_dataframe(self)
 
-    def to_html(self, path: str | os.PathLike[str] | None = None) -> str:
-        """Return one self-contained HTML page, and write it to ``path`` if given.
+    @overload
+    def to_html(self, path: None = None) -> str: ...
+    @overload
+    def to_html(self, path: str | os.PathLike[str]) -> None: ...
+    def to_html(self, path: str | os.PathLike[str] | None = None) -> str | None:
+        """Return one self-contained HTML page, or write it to ``path``.
 
         Raises:
             UnwritableFile: the file can't be written; one that was there is left as it was.
@@ -246,11 +252,12 @@ class Explanation:
         """
         from lxt.views import html
 
-        text = html.page_of([("", self)])
-        if path is not None:
-            storage.write(path, text.encode())
-        return text
+        return storage.written(html.page_of([("", self)]), path)
 
+    @overload
+    def to_pdf(self, path: None = None, **options: "Unpack[Drawing]") -> bytes: ...
+    @overload
+    def to_pdf(self, path: str | os.PathLike[str], **options: "Unpack[Drawing]") -> None: ...
     def to_pdf(
         self,
         path: str | os.PathLike[str] | None = None,
@@ -259,8 +266,8 @@ class Explanation:
         top: int | None = None,
         robust: bool | float = False,
         title: str | None = None,
-    ) -> bytes:
-        """Return pages of PDF, and write them to ``path`` if given.
+    ) -> bytes | None:
+        """Return pages of PDF, or write them to ``path``.
 
         Rows of a batch, and targets or layers that the view has no axis for, have a page each.
 
@@ -286,10 +293,12 @@ class Explanation:
 
         options = {"view": view, "top": top, "robust": robust, "title": title}
         data = figures.draw(self, format="pdf", **options)
-        if path is not None:
-            storage.write(path, data)
-        return data
+        return storage.written(data, path)
 
+    @overload
+    def to_image(self, path: None = None, **options: "Unpack[DrawingOnce]") -> bytes: ...
+    @overload
+    def to_image(self, path: str | os.PathLike[str], **options: "Unpack[DrawingOnce]") -> None: ...
     def to_image(
         self,
         path: str | os.PathLike[str] | None = None,
@@ -300,8 +309,8 @@ class Explanation:
         robust: bool | float = False,
         title: str | None = None,
         dpi: float = 200,
-    ) -> bytes:
-        """Return one picture as PNG or SVG, and write it to ``path`` if given.
+    ) -> bytes | None:
+        """Return one picture as PNG or SVG, or write it to ``path``.
 
         Args:
             path: the file; a file of that name is replaced.
@@ -325,9 +334,7 @@ class Explanation:
             storage.check_writable(path)
         options = {"view": view, "top": top, "robust": robust, "title": title}
         data = figures.draw(self, format=chosen, dpi=dpi, **options)
-        if path is not None:
-            storage.write(path, data)
-        return data
+        return storage.written(data, path)
 
     def _repr_html_(self) -> str:
         from lxt.views import notebook

@@ -2,7 +2,7 @@
 
 import os
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, overload
 
 import torch
 from torch import Tensor, nn
@@ -23,7 +23,9 @@ from lxt.image_inputs import (
 from lxt.pictures import read_picture
 
 if TYPE_CHECKING:
-    from lxt.views.image import Sign, View
+    from typing_extensions import Unpack
+
+    from lxt.views.image import Drawing, DrawingOnce, ShownOptions, Sign, View
 
 __all__ = ["ImageExplanation", "Patch"]
 
@@ -256,8 +258,12 @@ class ImageExplanation:
         """
         return image_storage.read(path)
 
-    def to_json(self, path: str | os.PathLike[str] | None = None) -> str:
-        """Return all but the picture as JSON, and write it to ``path`` if given.
+    @overload
+    def to_json(self, path: None = None) -> str: ...
+    @overload
+    def to_json(self, path: str | os.PathLike[str]) -> None: ...
+    def to_json(self, path: str | os.PathLike[str] | None = None) -> str | None:
+        """Return all but the picture as JSON, or write it to ``path``.
 
         Relevance is a list of rows, and numbers are written such that they read back as the same
         floats.
@@ -266,11 +272,12 @@ class ImageExplanation:
             UnwritableFile: the file can't be written; one that was there is left as it was.
 
         """
-        text = image_storage.to_json(self)
-        if path is not None:
-            storage.write(path, text.encode())
-        return text
+        return storage.written(image_storage.to_json(self), path)
 
+    @overload
+    def to_image(self, path: None = None, **options: "Unpack[DrawingOnce]") -> bytes: ...
+    @overload
+    def to_image(self, path: str | os.PathLike[str], **options: "Unpack[DrawingOnce]") -> None: ...
     def to_image(
         self,
         path: str | os.PathLike[str] | None = None,
@@ -283,8 +290,8 @@ class ImageExplanation:
         robust: bool | float = False,
         title: str | None = None,
         dpi: float = 200,
-    ) -> bytes:
-        """Return a picture as PNG or SVG, and write it to ``path`` if given.
+    ) -> bytes | None:
+        """Return a picture as PNG or SVG, or write it to ``path``.
 
         Args:
             path: the file; a file of that name is replaced.
@@ -311,6 +318,10 @@ class ImageExplanation:
         chosen = figures.image_format(path, format)
         return self._drawn(path, chosen, view, sign, patch, smooth, robust, title, dpi)
 
+    @overload
+    def to_pdf(self, path: None = None, **options: "Unpack[Drawing]") -> bytes: ...
+    @overload
+    def to_pdf(self, path: str | os.PathLike[str], **options: "Unpack[Drawing]") -> None: ...
     def to_pdf(
         self,
         path: str | os.PathLike[str] | None = None,
@@ -321,8 +332,8 @@ class ImageExplanation:
         smooth: float | None = None,
         robust: bool | float = False,
         title: str | None = None,
-    ) -> bytes:
-        """Return a page of PDF, and write it to ``path`` if given; arguments as for ``to_image``.
+    ) -> bytes | None:
+        """Return a page of PDF, or write it to ``path``; arguments as for ``to_image``.
 
         Raises:
             InvalidInput: an option is none of those that there are.
@@ -331,16 +342,19 @@ class ImageExplanation:
         """
         return self._drawn(path, "pdf", view, sign, patch, smooth, robust, title, None)
 
-    def _drawn(self, path: str | os.PathLike[str] | None, format: Any, *options: Any) -> bytes:
+    def _drawn(
+        self, path: str | os.PathLike[str] | None, format: Any, *options: Any
+    ) -> bytes | None:
         from lxt.views import image
 
         if path is not None:
             storage.check_writable(path)
-        data = image.draw(self, format, *options)
-        if path is not None:
-            storage.write(path, data)
-        return data
+        return storage.written(image.draw(self, format, *options), path)
 
+    @overload
+    def to_html(self, path: None = None, **options: "Unpack[ShownOptions]") -> str: ...
+    @overload
+    def to_html(self, path: str | os.PathLike[str], **options: "Unpack[ShownOptions]") -> None: ...
     def to_html(
         self,
         path: str | os.PathLike[str] | None = None,
@@ -349,8 +363,8 @@ class ImageExplanation:
         patch: int | tuple[int, int] | None = None,
         smooth: float | None = None,
         robust: bool | float = False,
-    ) -> str:
-        """Return one HTML page that needs nothing else, and write it to ``path`` if given.
+    ) -> str | None:
+        """Return one HTML page that needs nothing else, or write it to ``path``.
 
         It has all views, to choose from, and runs no script. Arguments as for ``to_image``.
 
@@ -362,9 +376,7 @@ class ImageExplanation:
         from lxt.views import image_html
 
         text = image_html.page(self, sign=sign, patch=patch, smooth=smooth, robust=robust)
-        if path is not None:
-            storage.write(path, text.encode())
-        return text
+        return storage.written(text, path)
 
     def _repr_html_(self) -> str:
         from lxt.views import image_html

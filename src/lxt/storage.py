@@ -6,7 +6,7 @@ import json
 import os
 import secrets
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from lxt.explanation import Explanation
 
 _TENSORS = ("relevance", "token_ids", "mask")
+
+Data = TypeVar("Data", str, bytes)
 
 
 def to_safetensors(explanation: "Explanation") -> bytes:
@@ -167,6 +169,19 @@ def write(path: str | os.PathLike[str], data: bytes) -> None:
             raise
     except (OSError, ValueError, RuntimeError) as error:
         raise _unwritable(path, error) from error
+
+
+def written(data: Data, path: str | os.PathLike[str] | None) -> Data | None:
+    """Return what there is no path for, else write it: a prompt would show it as well.
+
+    Raises:
+        UnwritableFile: as for ``write``.
+
+    """
+    if path is None:
+        return data
+    write(path, data.encode() if isinstance(data, str) else data)
+    return None
 
 
 def check_writable(path: str | os.PathLike[str]) -> None:

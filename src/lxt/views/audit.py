@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
 
 from rich.console import Group, RenderableType
@@ -13,6 +14,7 @@ from rich.table import Table
 from rich.text import Text
 
 from lxt.tokens import printable
+from lxt.views.summary import number_format
 from lxt.views.terminal import printed
 
 if TYPE_CHECKING:
@@ -101,16 +103,19 @@ def _coverage(report: Report) -> RenderableType:
 def _ledger(report: Report) -> Group:
     table = _table("who", right=("relevance", "share of the target"))
     books = {"the input": report.relevance, **report.absorbed}
+    number = _number_format(*books.values(), report.target)
     for name, value in books.items():
         if name == "the input" or abs(value) > 1e-6 * abs(report.target):
             label = name if name == "the input" else f"absorbed: {name}"
-            table.add_row(label, _number(value), _share(value, report.target))
-    table.add_row("the target", _number(report.target), _share(report.target, report.target))
+            table.add_row(label, number(value), _share(value, report.target))
+    table.add_row("the target", number(report.target), _share(report.target, report.target))
     worst = _table("operation", "rule", right=("values at 0", "the rest"))
-    for row in report.operations[:MOST_ROWS]:
+    rows = report.operations[:MOST_ROWS]
+    number = _number_format(*(row.constant for row in rows), *(row.rest for row in rows))
+    for row in rows:
         if max(abs(row.constant), abs(row.rest)) > 1e-6 * abs(report.target):
             names = _short(row.operation), row.rule or "none"
-            worst.add_row(*map(escape, names), _number(row.constant), _number(row.rest))
+            worst.add_row(*map(escape, names), number(row.constant), number(row.rest))
     parts = {
         "ledger: where the relevance of the target went": table,
         "which operations absorbed most, as values at 0 (biases, shifts) or otherwise": worst,
@@ -122,9 +127,10 @@ def _layers(report: Report) -> RenderableType:
     table = _table("module", right=("R in", "R out", "Σ|R| in", "Σ|R| out"))
     layers = report.layers
     kept = layers if len(layers) <= 2 * MOST_ROWS else (*layers[:4], *layers[-4:])
-    for bound in kept:
-        numbers = (bound.received, bound.passed, bound.gross_received, bound.gross_passed)
-        table.add_row(escape(_inert(bound.module)), *map(_number, numbers))
+    rows = [(b.received, b.passed, b.gross_received, b.gross_passed) for b in kept]
+    number = _number_format(*itertools.chain.from_iterable(rows))
+    for bound, row in zip(kept, rows, strict=True):
+        table.add_row(escape(_inert(bound.module)), *map(number, row))
     title = "layers in the model's order: relevance R that came in from above and went out below"
     return _titled(title, table, hidden=len(layers) - len(kept))
 
@@ -195,8 +201,10 @@ def _short(operation: str) -> str:
     return operation.replace("torch.nn.functional.", "F.").replace("torch.Tensor.", "Tensor.")
 
 
-def _number(value: float) -> str:
-    return f"{value:.4g}"
+def _number_format(*values: float) -> Callable[[float], str]:
+    """Return how to write the numbers of one table, all with the same decimals."""
+    signed = number_format(max(map(abs, values), default=0.0))
+    return lambda value: signed(value).removeprefix("+")
 
 
 def _share(value: float, target: float) -> str:

@@ -76,7 +76,7 @@ class _Layout:
 
     def __init__(self, blocks: Blocks, width: int, encoding: str):
         matrix = self.matrix = blocks.matrix
-        self.blocks = blocks
+        self.blocks, self.encoding = blocks, encoding
         rows, columns = matrix.values.shape
         self.rows_each = max(1, math.ceil(rows / MOST_ROWS))
         self.columns_each = 1
@@ -177,7 +177,7 @@ class _Layout:
 
     def _upright(self) -> list[str]:
         # The space before a word, with which most tokens begin, would be all of the first line.
-        words = [token.removeprefix("␣") or token for token in self.tokens]
+        words = [shown(t.removeprefix("␣") or t, self.encoding) for t in self.matrix.columns]
         letters = [[*clusters(shorten(word, _TALLEST_LABEL))] for word in words]
         return [
             "".join(padded(text[i][0] if i < len(text) else "", 2) for text in letters)

@@ -4,7 +4,7 @@ import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, cast, get_args
+from typing import TYPE_CHECKING, Literal, TypedDict, cast, get_args
 
 from lxt.errors import InvalidInput
 from lxt.tokens import printable
@@ -41,6 +41,23 @@ if TYPE_CHECKING:
 
 View = Literal["text", "bars", "matrix", "trace"]
 VIEWS: tuple[View, ...] = get_args(View)
+
+
+class Drawing(TypedDict, total=False):
+    """The options of ``Explanation.to_pdf``."""
+
+    view: View | None
+    top: int | None
+    robust: bool | float
+    title: str | None
+
+
+class DrawingOnce(Drawing, total=False):
+    """The options of ``Explanation.to_image``."""
+
+    format: Literal["png", "svg"] | None
+    dpi: float
+
 
 BARS = 20
 PERCENTILE = 95.0

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 from lxt.tokens import printable
+from lxt.views.grouping import direction
 
 Measure = Callable[[str], float]
 """The width of a text, in the unit of the line's width."""
@@ -189,9 +190,9 @@ class _Lines:
 
 
 def _right_to_left(line: list[Piece]) -> list[Piece]:
-    directions = [_direction(piece.text) for piece in line]
+    directions = [direction(piece.text, "") for piece in line]
     placed: list[Piece] = []
-    for rtl, numbers in itertools.groupby(range(len(line)), key=lambda i: directions[i] == "R"):
+    for rtl, numbers in itertools.groupby(range(len(line)), key=lambda i: directions[i] == "rtl"):
         run = [line[i] for i in numbers]
         if rtl:
             first = run[0]
@@ -203,14 +204,3 @@ def _right_to_left(line: list[Piece]) -> list[Piece]:
             run = [replace(p, x=left + right - p.x - p.width, rtl=True) for p in run]
         placed += run
     return placed
-
-
-def _direction(text: str) -> str:
-    """Return ``R`` or ``L`` as Unicode's rule P2 has it, by the first letter; else nothing."""
-    for char in text:
-        kind = unicodedata.bidirectional(char)
-        if kind in ("R", "AL"):
-            return "R"
-        if kind == "L":
-            return "L"
-    return ""

@@ -30,7 +30,7 @@ def sentence_starts(tokens: Sequence[str]) -> list[int]:
     return starts[:1] + [i for i in starts[1:] if _is_ended("".join(tokens[max(0, i - 4) : i]))]
 
 
-def direction(tokens: Iterable[str]) -> str:
+def direction(tokens: Iterable[str], otherwise: str = "ltr") -> str:
     """Return ``"rtl"`` or ``"ltr"``, by the first letter that has one, as Unicode's rule P2 has it.
 
     A browser asked for ``dir="auto"`` would look through the text again for every token put in.
@@ -39,7 +39,7 @@ def direction(tokens: Iterable[str]) -> str:
         kind = unicodedata.bidirectional(char)
         if kind in ("R", "AL", "L"):
             return "ltr" if kind == "L" else "rtl"
-    return "ltr"
+    return otherwise
 
 
 def _are_apart(before: str, after: str) -> bool:

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Any, Literal, cast, get_args
+from typing import TYPE_CHECKING, Any, Literal, TypedDict, cast, get_args
 
 import numpy as np
 from matplotlib.transforms import Affine2D
@@ -36,6 +36,30 @@ if TYPE_CHECKING:
 __all__ = ["Sign", "View", "draw"]
 
 View = Literal["overlay", "heatmap", "side by side"]
+
+
+class ShownOptions(TypedDict, total=False):
+    """The options of ``ImageExplanation.to_html``."""
+
+    sign: Sign
+    patch: int | tuple[int, int] | None
+    smooth: float | None
+    robust: bool | float
+
+
+class Drawing(ShownOptions, total=False):
+    """The options of ``ImageExplanation.to_pdf``."""
+
+    view: View
+    title: str | None
+
+
+class DrawingOnce(Drawing, total=False):
+    """The options of ``ImageExplanation.to_image``."""
+
+    format: Literal["png", "svg"] | None
+    dpi: float
+
 
 # In points.
 _LARGEST, _LEAST = 340.0, 1.0

@@ -18,7 +18,7 @@ up over the lines above and below, and are written by their numbers."""
 _WORDS = {"↵": "\\n", "⇥": "\\t", "␣": "_", "␡": "\\x7F", "…": "...", "−": "-", "–": "-"}
 _WORDS |= {chr(0x2400 + code): f"\\x{code:02X}" for code in range(0x20)} | {CONTINUATION: "?"}
 # What views draw with, for the same: each one column wide, as it is there.
-_GLYPHS = dict(zip("░▒█≡│┤└─▐▌▋▊▉▏▎▍▕…⋯−–×←→↑↓·", "+*#%|||-####::::..--x<>^v.", strict=False))
+_GLYPHS = dict(zip("░▒█≡│▐▉▊▋▌▍▎▏▕…⋯−–×Σ←→↑↓", "+*#%|#####::::..--xS<>^v", strict=True))
 
 
 def shown(text: str, encoding: str) -> str:

@@ -129,9 +129,12 @@ class Matrix:
     def strongest(self, k: int) -> list[tuple[int, int]]:
         """List the row and column of the ``k`` largest |relevance| that are not 0, in order."""
         flat = self.values.abs().flatten()
-        order = flat.argsort(descending=True, stable=True)[:k]
-        width = max(len(self.columns), 1)
-        return [divmod(i, width) for i in order.tolist() if flat[i]]
+        if not flat.numel() or not k:
+            return []
+        least = flat.topk(min(k, len(flat))).values[-1]  # to sort them all would take seconds
+        some = ((flat >= least) & (flat > 0)).nonzero()[:, 0]
+        order = some[flat[some].argsort(descending=True, stable=True)[:k]]
+        return [divmod(i, len(self.columns)) for i in order.tolist()]
 
 
 def matrix_of_targets(part: "Explanation") -> Matrix:

@@ -211,7 +211,7 @@ class Facts:
         for name, fact in self.facts.items():
             fact = shorten(shown(fact, options.encoding), _LONGEST_FACT)
             value = Text(fact, style="bold" if name == "explained" else "", overflow="fold")
-            if options.max_width < _BESIDE:
+            if options.max_width < max(_BESIDE, 2 * size):
                 yield Text.assemble((f"{name}: ", "dim"), value, overflow="fold")
                 continue
             for i, line in enumerate(value.wrap(console, options.max_width - size)):
