@@ -13,6 +13,10 @@ class InvalidTarget(LxtError, ValueError):
     """What is to be explained does not exist in the model's output."""
 
 
+class InvalidTap(LxtError, ValueError):
+    """A latent place, or a part of one, does not exist in the model."""
+
+
 class InvalidModel(LxtError, TypeError):
     """The object given as a model is none that relevance can be propagated through."""
 

@@ -1,0 +1,180 @@
+"""Where in a model something is, and which part of it: sites and units."""
+
+from __future__ import annotations
+
+import difflib
+from dataclasses import dataclass, field, replace
+from typing import Literal
+
+from torch import Tensor, nn
+
+from lxt.errors import InvalidTap
+from lxt.structure import matches
+
+__all__ = ["End", "Site", "Unit"]
+
+End = Literal["input", "output"]
+
+
+@dataclass(frozen=True)
+class Site:
+    """A tensor [batch, tokens, …] that goes into a module or comes out of it.
+
+    Attributes:
+        module: the module's path, all of it or its end; `*` stands for any part of it, and then it
+            is the site of each module that fits: `"layers.*.mlp"`.
+        end: the first tensor that the module is called with, or the first that it returns.
+        heads: how many heads the last axis is divided into, if it is.
+
+    """
+
+    module: str
+    end: End = "output"
+    heads: int | None = None
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.module, str) or not self.module:
+            raise InvalidTap(f"{self.module!r} is no path of a module, such as 'layers.*.mlp'")
+        if self.end not in ("input", "output"):
+            raise InvalidTap(f"end={self.end!r} is neither 'input' nor 'output'")
+        heads = self.heads
+        if heads is not None and (not isinstance(heads, int) or heads < 1):
+            raise InvalidTap(f"heads={heads!r} is no number of heads")
+
+    def __str__(self) -> str:
+        return self.module if self.end == "output" else f"{self.module}:{self.end}"
+
+    def modules(self, model: nn.Module) -> list[tuple[str, nn.Module]]:
+        """The modules whose path fits, in the model's order; the first path of one that has many.
+
+        Raises:
+            InvalidTap: there are none; the message shows paths that there are.
+
+        """
+        found = [(name, part) for name, part in model.named_modules() if matches(name, self.module)]
+        if not found:
+            raise InvalidTap(
+                f"no module of {type(model).__name__} matches {self.module!r}: there is, for "
+                f"instance, {_nearest(self.module, model)!r}"
+            )
+        return found
+
+    def the_module(self, model: nn.Module) -> nn.Module:
+        """The one module whose path fits.
+
+        Raises:
+            InvalidTap: there is none, or there are several.
+
+        """
+        found = self.modules(model)
+        if len(found) > 1:
+            names = ", ".join(repr(name) for name, _ in found[:3])
+            raise InvalidTap(f"{self.module!r} fits {len(found)} modules, {names}, …: name one")
+        return found[0][1]
+
+
+@dataclass(frozen=True, eq=False)
+class Unit:
+    """A part of what goes through a site: a neuron, a head, or a direction; or all of it.
+
+    >>> lxt.Unit("layers.17.mlp.act_fn", neuron=5687, position=-1)
+    >>> lxt.Unit(lxt.Site("layers.3.self_attn.o_proj", end="input", heads=9), head=5)
+    >>> lxt.Unit("layers.12", direction=v)
+
+    Attributes:
+        site: a `Site`, or the path of a module whose output it is.
+        neuron: an index into the last axis; negative ones count from the end.
+        head: an index of a head, where the site tells how many there are.
+        direction: a vector as long as the last axis; the unit is the projection onto it.
+        position: of which token, counted without padding, negative ones from the end; None for the
+            last one where a single one is asked for, and for all where many may be.
+
+    Raises:
+        InvalidTap: more than one part, or none of this kind.
+
+    """
+
+    site: Site | str
+    neuron: int | None = None
+    head: int | None = field(default=None, kw_only=True)
+    direction: Tensor | None = field(default=None, kw_only=True)
+    position: int | None = field(default=None, kw_only=True)
+
+    def __post_init__(self) -> None:
+        if isinstance(self.site, str):
+            object.__setattr__(self, "site", Site(self.site))
+        if not isinstance(self.site, Site):
+            raise InvalidTap(f"{self.site!r} is no lxt.Site, nor the path of a module")
+        for name in ("neuron", "head", "position"):
+            value = getattr(self, name)
+            if value is not None and (not isinstance(value, int) or isinstance(value, bool)):
+                raise InvalidTap(f"{name}={value!r} is no integer")
+        if self.direction is not None:
+            v = self.direction
+            if not isinstance(v, Tensor) or v.dim() != 1 or not v.is_floating_point():
+                raise InvalidTap("direction is no vector: give a tensor of one axis")
+            if not v.isfinite().all() or not v.any():
+                raise InvalidTap("direction is zero, or not finite")
+        parts = [n for n in ("neuron", "head", "direction") if getattr(self, n) is not None]
+        if len(parts) > 1:
+            raise InvalidTap(f"a unit is one of {' and '.join(parts)}, not both")
+        if self.head is not None and self.place.heads is None:
+            raise InvalidTap(
+                f"head={self.head}: {self.place} doesn't say how many heads there are: give "
+                "lxt.Site(…, heads=…)"
+            )
+
+    @property
+    def place(self) -> Site:
+        """The site."""
+        assert isinstance(self.site, Site)
+        return self.site
+
+    @property
+    def name(self) -> str:
+        """How a person reads it: `layers.17.mlp.act_fn[5687]`."""
+        if self.neuron is not None:
+            return f"{self.place}[{self.neuron}]"
+        if self.head is not None:
+            return f"{self.place} head {self.head}"
+        return f"{self.place} · direction" if self.direction is not None else str(self.place)
+
+    def __repr__(self) -> str:
+        return f"<Unit {self.name}>"
+
+    def at(self, position: int | None) -> Unit:
+        """The same part of another token."""
+        return replace(self, position=position)
+
+    def require_in(self, width: int) -> None:
+        """Make sure that a last axis of `width` has this part.
+
+        Raises:
+            InvalidTap: it hasn't.
+
+        """
+        heads = self.place.heads
+        if self.neuron is not None and not -width <= self.neuron < width:
+            raise InvalidTap(f"there is no neuron {self.neuron}: {self.place} has {width}")
+        if heads is not None and width % heads:
+            raise InvalidTap(f"{self.place} has {width} channels, which {heads} heads can't share")
+        if self.head is not None and heads is not None and not -heads <= self.head < heads:
+            raise InvalidTap(f"there is no head {self.head}: {self.place} has {heads}")
+        if self.direction is not None and len(self.direction) != width:
+            raise InvalidTap(
+                f"direction has {len(self.direction)} numbers, and {self.place} {width}"
+            )
+
+    def channels(self, width: int) -> slice:
+        """Which of the last axis it is; all for a direction."""
+        if self.neuron is not None:
+            return slice(self.neuron % width, self.neuron % width + 1)
+        if self.head is not None and self.place.heads is not None:
+            size, head = width // self.place.heads, self.head % self.place.heads
+            return slice(head * size, (head + 1) * size)
+        return slice(0, width)
+
+
+def _nearest(pattern: str, model: nn.Module) -> str:
+    names = [name for name, _ in model.named_modules() if name]
+    return (difflib.get_close_matches(pattern, names, n=1, cutoff=0) or names or [""])[0]
