@@ -20,6 +20,9 @@ from lxt.explained import ExplainedTarget
 from lxt.explanation import Explanation
 from lxt.geometry import Geometry
 from lxt.image_explanation import ImageExplanation
+from lxt.latent.relevance import Latent
+from lxt.latent.taps import Heads, Neurons, Residual, Tap
+from lxt.latent.units import Site, Unit
 from lxt.models import load_model
 from lxt.propagation import Propagation
 from lxt.rules import rule, sample
@@ -36,14 +39,21 @@ __all__ = [
     "Explanation",
     "Geometry",
     "Having",
+    "Heads",
     "ImageExplanation",
     "Label",
+    "Latent",
     "Logit",
+    "Neurons",
     "OperatorName",
     "Prediction",
     "Propagation",
     "Report",
+    "Residual",
     "Signature",
+    "Site",
+    "Tap",
+    "Unit",
     "Within",
     "__version__",
     "attnlrp",

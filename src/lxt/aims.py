@@ -10,6 +10,9 @@ from torch import nn
 
 from lxt.errors import InvalidInput, InvalidTarget
 from lxt.inputs import TokenBatch
+from lxt.latent.inside import Inside
+from lxt.latent.seeds import UnitSeed
+from lxt.latent.units import Unit
 from lxt.targets import Every, Prediction, Readout, Seed, Target
 
 __all__ = ["Aim", "Aims", "aims_of"]
@@ -25,7 +28,7 @@ class Aim:
 
     """
 
-    seed: Seed
+    seed: Seed | UnitSeed
     position: int | None
 
 
@@ -33,7 +36,13 @@ Aims = list[list[Aim]]
 """By row and target. Rows may have different numbers of targets."""
 
 
-def aims_of(targets: Any, readout: Readout, batch: TokenBatch, model: nn.Module) -> Aims:
+def aims_of(
+    targets: Any,
+    readout: Readout,
+    batch: TokenBatch,
+    model: nn.Module,
+    inside: Inside | None = None,
+) -> Aims:
     """What is explained of each row, for one target, a list or tuple of them, or `Every`.
 
     Raises:
@@ -46,11 +55,11 @@ def aims_of(targets: Any, readout: Readout, batch: TokenBatch, model: nn.Module)
             for row, (ids, keep) in enumerate(zip(batch.ids, batch.mask, strict=True))
         ]
     if not isinstance(targets, list | tuple):
-        return [[aim] for aim in _column(targets, readout, batch, model)]
+        return [[aim] for aim in _column(targets, readout, batch, model, inside)]
     if not targets:
         raise InvalidTarget(f"there is nothing in {targets!r}: give at least one target")
     columns = [
-        _numbered(index, lambda target=target: _column(target, readout, batch, model))
+        _numbered(index, lambda target=target: _column(target, readout, batch, model, inside))
         for index, target in enumerate(targets)
     ]
     return [list(row) for row in zip(*columns, strict=True)]
@@ -63,13 +72,15 @@ def _numbered(index: int, resolve: Callable[[], list[Aim]]) -> list[Aim]:
         raise type(error)(f"target {index}: {error}") from None
 
 
-def _column(target: Any, readout: Readout, batch: TokenBatch, model: nn.Module) -> list[Aim]:
+def _column(
+    target: Any, readout: Readout, batch: TokenBatch, model: nn.Module, inside: Inside | None
+) -> list[Aim]:
     """One target, in each row."""
-    seed = _seed(target, readout)
+    seed = _seed(target, readout, inside)
     return [Aim(seed, position) for position in _positions(seed, readout, batch, model)]
 
 
-def _seed(target: Any, readout: Readout) -> Seed:
+def _seed(target: Any, readout: Readout, inside: Inside | None) -> Seed | UnitSeed:
     if target is None:
         target = Prediction()
     if not isinstance(target, Target):
@@ -77,11 +88,18 @@ def _seed(target: Any, readout: Readout) -> Seed:
             f"{target!r} is no target: give lxt.Logit(token), lxt.Contrast(a, b), lxt.Label(name), "
             "a list of them, lxt.Every(), or nothing for the model's own prediction"
         )
+    if isinstance(target, Unit) != (readout.task == "unit"):
+        raise InvalidTarget(
+            f"{target!r} stands among units within the model: explain these and outputs apart"
+        )
+    if isinstance(target, Unit):
+        assert inside is not None, "it was made for units"
+        return UnitSeed(target, inside)
     return target.resolve(readout)
 
 
 def _positions(
-    seed: Seed, readout: Readout, batch: TokenBatch, model: nn.Module
+    seed: Seed | UnitSeed, readout: Readout, batch: TokenBatch, model: nn.Module
 ) -> list[int] | list[None]:
     """The explained position in each row, counted without padding; None for a classifier."""
     lengths = batch.lengths()

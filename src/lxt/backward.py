@@ -18,10 +18,24 @@ from lxt.errors import NonFiniteRelevance, SequentialBackwardWarning
 from lxt.gradients import compute_dtype
 from lxt.text_case import Reading
 
-__all__ = ["Backward"]
+__all__ = ["Arrived", "Backward"]
 
 Weights = Callable[[int], Tensor]
 """The weights of a target in its slot's logits [batch, vocabulary], by the target's number."""
+
+
+class Arrived:
+    """Relevance that arrived, of some targets.
+
+    Attributes:
+        tokens: [targets, batch, tokens].
+        told: of each site that a tap reads, [targets, *what is told].
+
+    """
+
+    def __init__(self, tokens: Tensor, *told: Tensor) -> None:
+        self.tokens = tokens
+        self.told = told
 
 
 class Backward:
@@ -44,8 +58,8 @@ class Backward:
         self._at_once = True
         self._by_position: bool | None = None
 
-    def one(self, reading: Reading, weights: Tensor) -> Tensor:
-        """Relevance [batch, tokens] of Σ weights · logits, both [batch, slots, vocabulary].
+    def one(self, reading: Reading, weights: Tensor) -> Arrived:
+        """Relevance of Σ weights · logits, both [batch, slots, vocabulary], as one target.
 
         The graph is gone afterwards.
 
@@ -53,19 +67,17 @@ class Backward:
             NonFiniteRelevance: it overflows.
 
         """
-        seed = self._seed(weights, reading.logits)
-        narrow = reading.leaf.dtype is torch.float16
-        return _scaled(
-            1,
-            lambda _, scale: torch.autograd.grad(
-                reading.logits, reading.leaf, seed * scale, retain_graph=narrow
-            )[0][None],
-            self._factor(reading),
-            reading.leaf.dtype,
-        )[0]
+        seed = self._seed(weights, reading.logits)[None]
+        keep = reading.leaf.dtype is torch.float16 or bool(reading.waypoints)
 
-    def many(self, reading: Reading, targets: Sequence[int], weights: Weights) -> Tensor:
-        """Relevance [targets, batch, tokens] of several targets; the graph stays.
+        def gradients(_: list[int], scale: float) -> list[Tensor]:
+            start = reading.logits, seed * scale
+            return arrived_at(reading, *start, lambda *way: _each(*way, keep=keep))
+
+        return self._scaled(1, gradients, reading)
+
+    def many(self, reading: Reading, targets: Sequence[int], weights: Weights) -> Arrived:
+        """Relevance of several targets; the graph stays.
 
         Warns:
             SequentialBackwardWarning: the graph can't be gone through for several at once.
@@ -75,18 +87,13 @@ class Backward:
 
         """
 
-        def gradients(chosen: list[int], scale: float) -> Tensor:
-            outputs, seeds = self._start(
+        def gradients(chosen: list[int], scale: float) -> list[Tensor]:
+            start = self._start(
                 reading, [targets[number] for number in chosen], lambda t: weights(t) * scale
             )
-            return self._gradients(outputs, reading.leaf, seeds)
+            return arrived_at(reading, *start, self._gradients)
 
-        return _scaled(len(targets), gradients, self._factor(reading), reading.leaf.dtype)
-
-    def _factor(self, reading: Reading) -> Tensor | None:
-        """What a gradient is multiplied by."""
-        leaf = reading.leaf.detach()
-        return None if self._explicit else leaf.to(compute_dtype(leaf.dtype))
+        return self._scaled(len(targets), gradients, reading)
 
     def _seed(self, weights: Tensor, logits: Tensor) -> Tensor:
         return weights * logits.detach() if self._explicit else weights
@@ -99,7 +106,7 @@ class Backward:
         The head maps each position by itself. So targets at different positions share one backward
         pass through it, and go on from its input: vectors of channels and not of the vocabulary.
         """
-        logits, hidden = reading.logits, reading.hidden
+        logits, hidden = reading.logits, _before_head(reading)
         slots = [reading.slots[target] for target in targets]
         if hidden is None or len(set(slots)) == 1 or not self._maps_by_position(reading):
             seeds = logits.new_zeros(len(targets), *logits.shape)
@@ -141,13 +148,20 @@ class Backward:
                 self._by_position = not gradient.any()
         return self._by_position
 
-    def _gradients(self, outputs: Tensor, leaf: Tensor, seeds: Tensor) -> Tensor:
-        """The gradient [targets, batch, tokens, channels] for each seed."""
+    def _gradients(self, outputs: Any, inputs: Sequence[Any], seeds: Tensor) -> list[Tensor | None]:
+        """The gradients [targets, *shape] of each input for each seed; None where none arrives."""
         if self._at_once and len(seeds) > 1:
             try:
-                return torch.autograd.grad(
-                    outputs, leaf, seeds, retain_graph=True, is_grads_batched=True
-                )[0]
+                return list(
+                    torch.autograd.grad(
+                        outputs,
+                        inputs,
+                        seeds,
+                        retain_graph=True,
+                        is_grads_batched=True,
+                        allow_unused=True,
+                    )
+                )
             except torch.OutOfMemoryError:
                 raise
             except RuntimeError as error:
@@ -159,41 +173,109 @@ class Backward:
                 SequentialBackwardWarning,
                 stacklevel=2,
             )
-        return torch.stack(
-            [torch.autograd.grad(outputs, leaf, seed, retain_graph=True)[0] for seed in seeds]
+        return _each(outputs, inputs, seeds)
+
+    def _scaled(
+        self, count: int, gradients: Callable[[list[int], float], list[Tensor]], reading: Reading
+    ) -> Arrived:
+        """Relevance of targets from gradients [some, *shape] of the leaf, and of what taps read.
+
+        `gradients` takes the numbers of those that are left, and what their seeds are scaled by.
+
+        Raises:
+            NonFiniteRelevance: they overflow under every scale.
+
+        """
+        leaf = reading.leaf.detach()
+        factor = None if self._explicit else leaf.to(compute_dtype(leaf.dtype))
+        left = list(range(count))
+        found: list[Any] = [None] * count
+        for exponent in range(14, -11, -4) if leaf.dtype is torch.float16 else (0,):
+            each = gradients(left, 2.0**exponent)
+            fine = torch.stack([g.reshape(len(g), -1).isfinite().all(1) for g in each]).all(0)
+            for place, number in enumerate(left):
+                if fine[place]:
+                    wide = each[0][place].to(compute_dtype(leaf.dtype))
+                    wide = wide if factor is None else wide * factor
+                    told = [g[place] for g in each[1:]]
+                    found[number] = [wide.sum(-1) * 2.0**-exponent]
+                    for g, one in zip(told, reading.told, strict=True):
+                        found[number].append(one.parts.scaled(g, 2.0**-exponent))
+            left = [number for place, number in enumerate(left) if not fine[place]]
+            if not left:
+                return Arrived(*map(torch.stack, zip(*found, strict=True)))
+        raise NonFiniteRelevance(
+            "the backward pass overflows: run the model in a wider dtype, such as bfloat16 or "
+            "float32"
         )
 
 
-def _scaled(
-    count: int,
-    gradients: Callable[[list[int], float], Tensor],
-    factor: Tensor | None,
-    dtype: torch.dtype,
-) -> Tensor:
-    """Relevance [count, batch, tokens] from gradients [some, batch, tokens, channels].
+def _each(
+    outputs: Any, inputs: Sequence[Any], seeds: Tensor, *, keep: bool = True
+) -> list[Tensor | None]:
+    """The gradients [targets, *shape] of each input, by a backward pass for each seed."""
+    passes = [
+        torch.autograd.grad(outputs, inputs, seed, retain_graph=keep, allow_unused=True)
+        for seed in seeds
+    ]
+    return [None if each[0] is None else torch.stack(each) for each in zip(*passes, strict=True)]
 
-    `gradients` takes the numbers of those that are left, and what their seeds are scaled by.
 
-    Raises:
-        NonFiniteRelevance: they overflow under every scale.
+def arrived_at(
+    reading: Reading,
+    outputs: Any,
+    seeds: Tensor,
+    gradients: Callable[[Any, Sequence[Any], Tensor], list[Tensor | None]],
+) -> list[Tensor]:
+    """The gradients [targets, *shape] of the leaf, and of the leaf of each tap.
 
+    Where relevance must go through units, a backward pass goes up to them, and starts again from
+    what arrives at these alone. Taps after them see all of the first.
     """
-    left = list(range(count))
-    found: list[Any] = [None] * count
-    for exponent in range(14, -11, -4) if dtype is torch.float16 else (0,):
-        gradient = gradients(left, 2.0**exponent)
-        fine = gradient.flatten(1).isfinite().all(1).tolist()
-        for number, one, is_fine in zip(left, gradient, fine, strict=True):
-            if is_fine:
-                wide = one.to(compute_dtype(dtype))
-                wide = wide if factor is None else wide * factor
-                found[number] = wide.sum(-1) * 2.0**-exponent
-        left = [number for number, is_fine in zip(left, fine, strict=True) if not is_fine]
-        if not left:
-            return torch.stack(found)
-    raise NonFiniteRelevance(
-        "the backward pass overflows: run the model in a wider dtype, such as bfloat16 or float32"
-    )
+    leaves = [reading.leaf, *(told.leaf for told in reading.told)]
+    numbers = [-1, *(told.number for told in reading.told)]
+    found: list[Tensor | None] = [None] * len(leaves)
+    left = [place for place, leaf in enumerate(leaves) if leaf is not None]
+    for waypoint in reading.waypoints:
+        captured = waypoint.captured
+        here = [place for place in left if numbers[place] >= captured.number]
+        left = [place for place in left if place not in here]
+        goals = [leaves[place] for place in here]
+        if captured.edge is None:
+            left = []
+            break
+        g, *others = gradients(outputs, [captured.edge, *goals], seeds)
+        for place, one in zip(here, others, strict=True):
+            found[place] = one
+        if g is None:
+            left = []
+            break
+        outputs, seeds = captured.edge, waypoint.only(g)
+    if left:
+        for place, one in zip(
+            left, gradients(outputs, [leaves[place] for place in left], seeds), strict=True
+        ):
+            found[place] = one
+    return [
+        one
+        if one is not None
+        else reading.leaf.new_zeros(
+            len(seeds),
+            *(reading.leaf.shape if place == 0 else reading.told[place - 1].shape),
+        )
+        for place, one in enumerate(found)
+    ]
+
+
+def _before_head(reading: Reading) -> Tensor | None:
+    """The input of the head, unless a tap or a unit lies behind it."""
+    hidden = reading.hidden
+    if hidden is None or hidden.grad_fn is None:
+        return hidden
+    number = hidden.grad_fn._sequence_nr()
+    behind = [told.number for told in reading.told]
+    behind += [waypoint.captured.number for waypoint in reading.waypoints]
+    return None if any(one > number for one in behind) else hidden
 
 
 def _apart(slots: Sequence[int], columns: Sequence[Sequence[int]]) -> list[list[int]]:

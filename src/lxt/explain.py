@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
 import torch
@@ -20,6 +20,10 @@ from lxt.explained import ExplainedTarget
 from lxt.explanation import Explanation
 from lxt.gradients import compute_dtype
 from lxt.inputs import input_embeddings
+from lxt.latent.inside import Inside, as_units
+from lxt.latent.store import Store
+from lxt.latent.taps import AnyTap, as_taps
+from lxt.latent.units import Site, Unit
 from lxt.many import Found, ManyTargets
 from lxt.memory import as_bytes
 from lxt.progress import as_progress, progress_of
@@ -37,6 +41,8 @@ def explain(
     *,
     tokenizer: Any = None,
     target: Targets | None = None,
+    taps: Sequence[AnyTap | Site | str] | AnyTap | Site | str = (),
+    through: Unit | Sequence[Unit] | None = None,
     composite: Composite | str = "attnlrp",
     on_unknown: OnUnknown | None = None,
     reduce: Literal["sum"] | None = None,
@@ -62,9 +68,17 @@ def explain(
             be on either side. A tensor in it that has as many entries as there are rows is taken
             to have one for each.
         tokenizer: reads texts and spells tokens; needed for texts.
-        target: what to explain: `Logit`, `Contrast` or `Label`; by default the model's own
-            prediction. Or many: a list or tuple of these, or `Every`. With a batch, the same
-            targets for each row.
+        target: what to explain: `Logit`, `Contrast` or `Label`, or a `Unit` within the model; by
+            default the model's own prediction. Or many: a list or tuple of these, or `Every`. With
+            a batch, the same targets for each row.
+        taps: the places within the model whose relevance, and activation, is read in the same
+            passes: `Residual`, `Heads`, `Neurons`, `Tap`, or paths of modules such as
+            `"layers.*.mlp.act_fn"`. It is in `Explanation.latent`.
+        through: only the relevance that flows through this unit, or any of several at one site; of
+            units at several sites, through one at each. What flows past a site in parallel to it,
+            as along the residual stream, is left out. Taps behind a site, towards the output, see
+            relevance before that (conditional relevance: Achtibat et al. 2023, "From attribution
+            maps to human-understandable explanations through Concept Relevance Propagation").
         composite: the rules, or the name of a preset.
         on_unknown: what becomes of an operation without a rule, see `Composite`.
         reduce: `"sum"` explains the sum of many targets, in one forward and one backward pass.
@@ -93,6 +107,7 @@ def explain(
             progress that is none.
         InvalidTarget: a token, label or position that isn't there; no targets at all; or `reduce`
             of a single one.
+        InvalidTap: a tap or unit that isn't there, or that can't be read.
         InvalidComposite: a name that isn't there.
         AlreadyRegistered: the model is under a composite.
         UnknownOperation: the model runs an operation without a rule.
@@ -109,7 +124,8 @@ def explain(
     batch_size, shown = as_batch_size(batch_size), as_progress(progress)
     is_many = isinstance(target, list | tuple | Every)
     _check_reduce(reduce, is_many)
-    case = TextCase(model, inputs, tokenizer=tokenizer, target=target)
+    look = _look(model, target, taps, through, composite)
+    case = TextCase(model, inputs, tokenizer=tokenizer, target=target, inside=look)
     device = next(model.parameters()).device
     budget = as_bytes(memory_budget, device)
     size = Footprint(model)
@@ -120,9 +136,12 @@ def explain(
     result = _Result(case, 1 if one_number else case.count)
     with (
         progress_of(steps, "explaining", shown=shown) as tick,
-        composite.context(model, on_unknown=on_unknown, checkpoint=checkpoint),
+        composite.context(model, on_unknown=on_unknown, checkpoint=checkpoint) as propagation,
     ):
-        many = ManyTargets(Backward(composite, type(model).__name__), size, budget, tick)
+        if case.inside is not None:
+            propagation.probes = case.inside.probes
+        backward = Backward(composite, type(model).__name__)
+        many = ManyTargets(backward, size, budget, tick, result.latent.put)
 
         def work(rows: Sequence[int]) -> None:
             part = case.of_rows(rows)
@@ -143,6 +162,28 @@ def _check_reduce(reduce: Any, is_many: bool) -> None:
         )
 
 
+def _look(
+    model: nn.Module, target: Any, taps: Any, through: Any, composite: Composite
+) -> Callable[[Callable[[], object]], Inside] | None:
+    """What is looked at within the model, once there is a way to run it for a moment."""
+    found, conditions = as_taps(taps), as_units(through, "through")
+    each = target if isinstance(target, list | tuple) else [target]
+    units = [unit for unit in each if isinstance(unit, Unit)]
+    if not (found or conditions or units):
+        return None
+
+    def look(run: Callable[[], object]) -> Inside:
+        def anatomy() -> Any:
+            from lxt.latent.anatomy import anatomy_of
+
+            return anatomy_of(model, run)
+
+        explicit = composite.formulation == "relevance"
+        return Inside(model, anatomy, found, units, conditions, explicit)
+
+    return look
+
+
 class _Result:
     """Relevance [batch, targets, width] and targets, put together from groups of rows."""
 
@@ -152,6 +193,7 @@ class _Result:
         self._batch = case.batch
         self._relevance = torch.zeros(rows, targets, width, dtype=dtype, device="cpu")
         self._targets: list[list[ExplainedTarget]] = [[]] * rows
+        self.latent = Store(rows, targets, width)
 
     def put(self, rows: Sequence[int], relevance: Tensor, targets: Found) -> None:
         """Relevance [targets, some rows, width]."""
@@ -166,11 +208,15 @@ class _Result:
         tokens = [_labels(row, keep, tokenizer) for row, keep in rows]
         relevance = relevance if is_many else relevance[:, 0]
         targets: Any = self._targets if is_many else [row[0] for row in self._targets]
+        latent = self.latent.latents(is_many=is_many, is_batch=not batch.single)
         if batch.single:
+            mask = batch.mask[0]
             return Explanation(
-                relevance[0], tokens[0], batch.ids[0], batch.mask[0], targets[0], provenance
+                relevance[0], tokens[0], batch.ids[0], mask, targets[0], provenance, latent=latent
             )
-        return Explanation(relevance, tokens, batch.ids, batch.mask, targets, provenance)
+        return Explanation(
+            relevance, tokens, batch.ids, batch.mask, targets, provenance, latent=latent
+        )
 
 
 def _labels(ids: Tensor, keep: Tensor, tokenizer: Any) -> list[str]:

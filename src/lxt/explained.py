@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 __all__ = ["ExplainedTarget", "check"]
 
-KINDS = ("prediction", "logit", "contrast", "label", "sum")
+KINDS = ("prediction", "logit", "contrast", "label", "unit", "sum")
 
 
 @dataclass(frozen=True)
@@ -24,25 +24,26 @@ class ExplainedTarget:
     """What was explained, in the model's own words.
 
     Raises:
-        InvalidInput: the kind is none of the five, the value is not finite, or a field is of the
+        InvalidInput: the kind is none of those, the value is not finite, or a field is of the
             wrong type.
 
     """
 
     kind: str
     """``"prediction"`` (the model's own top token), ``"logit"``, ``"contrast"`` (a difference of
-    two logits), ``"label"`` (of a classifier) or ``"sum"`` (of several of these)."""
+    two logits), ``"label"`` (of a classifier), ``"unit"`` (within the model) or ``"sum"`` (of several
+    of these)."""
     name: str
     """What a person reads: ``'" Paris"'``, ``'" Paris" − " London"'``, ``'POSITIVE'``,
     ``'5 tokens: " Paris" + …'``."""
     value: float
-    """The explained quantity: a logit, or a difference or sum of logits."""
+    """The explained quantity: a logit, a difference or sum of logits, a unit's activation."""
     position: int | None
     """The token whose logits were explained, counted from 0 without padding; ``None`` for a
     classifier, and for a sum over several positions."""
     prediction: str
     """The model's own top token or label there, written as ``name`` is; of a sum, at its last
-    position."""
+    position; empty for a unit."""
 
     def __post_init__(self) -> None:
         if self.kind not in KINDS:

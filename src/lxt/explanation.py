@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Literal, cast, overload
 
 import torch
@@ -11,6 +11,7 @@ from torch import Tensor
 from lxt import json_format, storage
 from lxt.errors import InvalidInput
 from lxt.explained import ExplainedTarget, check
+from lxt.latent.relevance import Latent
 
 if TYPE_CHECKING:
     import pandas
@@ -57,6 +58,8 @@ class Explanation:
     layers: list[str] | None = None
     """The names of the places in the model whose tokens' relevance it is, in the order in which
     they run; ``None`` for the input alone, and then there is no such axis."""
+    latent: dict[str, Latent] = field(default_factory=dict)
+    """What taps read within the model, by their names: ``"residual"``, ``"heads"``, a path."""
 
     def __post_init__(self) -> None:
         check(self)
@@ -163,8 +166,9 @@ class Explanation:
     ) -> "Explanation":
         """One row or target, without padding, and without targets that the row lacks."""
         relevance = self.relevance[index]
-        if isinstance(target, list):
-            relevance = relevance[: len(target)]
+        count = len(target) if isinstance(target, list) else None
+        if count is not None:
+            relevance = relevance[:count]
         tokens = [token for token, real in zip(tokens, mask.tolist(), strict=True) if real]
         return replace(
             self,
@@ -173,6 +177,7 @@ class Explanation:
             token_ids=ids[mask],
             mask=mask[mask],
             target=target,
+            latent={key: one.part(index, mask, count) for key, one in self.latent.items()},
         )
 
     def save(self, path: str | os.PathLike[str]) -> None:

@@ -8,13 +8,14 @@ proved for every stretch: its logits there must be those of the pass over all to
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from itertools import accumulate, pairwise
 
 import torch
 from torch import Tensor
 
-from lxt.backward import Backward
+from lxt.backward import Arrived, Backward
 from lxt.batching import Footprint, Halving, tokens_at_once
 from lxt.explained import ExplainedTarget
 from lxt.gradients import compute_dtype
@@ -41,6 +42,9 @@ _SAME_LOGITS = {
     torch.bfloat16: 6e-2,
 }
 
+_BYTES_TOLD = 16
+"""Of each number that a tap is told, with what it is made of."""
+
 # What starting a pass takes, in the time of so many tokens.
 _START = {"cpu": 48}
 _START_ON_ACCELERATORS = 2048
@@ -54,16 +58,23 @@ class ManyTargets:
         footprint: of the model.
         budget: bytes.
         tick: told of each number of targets of rows that is done.
+        latent: takes what taps were told.
 
     """
 
     def __init__(
-        self, backward: Backward, footprint: Footprint, budget: int, tick: Callable[[int], None]
+        self,
+        backward: Backward,
+        footprint: Footprint,
+        budget: int,
+        tick: Callable[[int], None],
+        latent: Callable[[TextCase, Sequence[int], Reading, Arrived], None],
     ) -> None:
         self._backward = backward
         self._footprint = footprint
         self._budget = budget
         self._tick = tick
+        self._latent = latent
         self._looks_ahead = False
         self._in_halves = Halving()
 
@@ -77,10 +88,11 @@ class ManyTargets:
             slot = reading.slots[target]
             weights[:, slot] += case.weights(target, reading.logits[:, slot].detach())
         found = _found(case, targets, reading)
-        relevance = self._backward.one(reading, weights).cpu()
+        arrived = self._backward.one(reading, weights)
+        self._latent(case, [0], reading, arrived)
         self._tick(len(found))
         totals = found if case.count == 1 else [[summed(row)] for row in found]
-        return case.batch.as_given(relevance)[None], totals
+        return case.batch.as_given(arrived.tokens[0].cpu())[None], totals
 
     def each(self, case: TextCase) -> tuple[Tensor, Found]:
         """Relevance [targets, batch, width] of each target.
@@ -130,6 +142,7 @@ class ManyTargets:
         return (
             case.readout.task == "causal"
             and not self._looks_ahead
+            and case.inside is None  # what is told of tokens after a target counts too
             and not any(isinstance(value, Tensor) for value in case.batch.other.values())
         )
 
@@ -159,14 +172,25 @@ class ManyTargets:
         keep: Keep,
     ) -> None:
         """The backward passes of one forward pass."""
+
+        def work(chunk: Sequence[int]) -> None:
+            arrived = self._backward.many(reading, chunk, weights)
+            self._latent(case, chunk, reading, arrived)
+            keep(case, chunk, arrived.tokens)
+
+        told = sum(math.prod(one.shape) for one in reading.told) * _BYTES_TOLD
         self._in_halves(
-            _groups(targets, self._chunk(case, max(case.batch.lengths()))),
-            lambda chunk: keep(case, chunk, self._backward.many(reading, chunk, weights)),
+            _groups(targets, self._chunk(case, max(case.batch.lengths()), told)),
+            work,
         )
 
-    def _chunk(self, case: TextCase, length: int) -> int:
-        """How many targets one backward pass takes, over so many tokens."""
-        return chunk_size(self._footprint, self._budget, len(case.aims), length, _device(case))
+    def _chunk(self, case: TextCase, length: int, told: int = 0) -> int:
+        """How many targets one backward pass takes, over so many tokens.
+
+        `told`: the bytes that taps are told of each.
+        """
+        fit = chunk_size(self._footprint, self._budget, len(case.aims), length, _device(case))
+        return max(1, min(fit, self._budget // told)) if told else fit
 
     def _stretches(self, case: TextCase, group: Sequence[int]) -> list[Sequence[int]] | None:
         """The targets in stretches, each to get a pass as long as its last position, or None.

@@ -25,6 +25,7 @@ from lxt.engine.hooks import OutputGuard, changed_output
 from lxt.engine.mode import Observer, RuleMode, in_force
 from lxt.engine.opaque import refuse_transforms, tensors_in
 from lxt.engine.parameters import ConstantParameters
+from lxt.engine.passages import Probe, install, probed
 from lxt.engine.segments import Checkpoint, Checkpointing, running
 from lxt.engine.standins import StandIn
 from lxt.engine.units import Entrance, Unit, bound_rule
@@ -96,6 +97,8 @@ class Propagation:
         self.on_plain: Callable[[str], None] | None = None
         """Told of each operation that is left to autograd because `on_unknown` is "gradient"."""
         self.observer: Observer | None = None
+        self.probes: Sequence[Probe] = ()
+        """Those who see what passes some modules."""
         self._guard: OutputGuard | None = None
         self._entrance: Entrance | None = None
         if registered:
@@ -142,6 +145,8 @@ class Propagation:
         with self.active() as mode:
             if self.observer is not None:
                 self.observer.starts()
+            for probe in self.probes:
+                probe.starts()
             unit = self.model.__dict__.get("forward")  # where the model is a target itself
             if isinstance(unit, Unit) and not is_call:
                 forward = unit
@@ -168,7 +173,9 @@ class Propagation:
         return (self.model if entrance is None else entrance.original)(*args, **kwargs)
 
     @contextmanager
-    def active(self, targets: ModuleTargets | None = None) -> Iterator[RuleMode]:
+    def active(
+        self, targets: ModuleTargets | None = None, *, is_rerun: bool = False
+    ) -> Iterator[RuleMode]:
         """Put the rules in force in this thread, for a forward pass or a checkpoint's rerun.
 
         `targets` are those of an earlier pass that is run again.
@@ -181,7 +188,7 @@ class Propagation:
                 f"back {self.composite.formulation}, within a model under "
                 f"{around.name!r}, whose rules hand back {around.formulation}"
             )
-        mode = RuleMode(self)
+        mode = RuleMode(self, is_rerun=is_rerun)
         suspended = outer.suspended() if outer else nullcontext()
         with self._prepared(targets), suspended, running(self._checkpointing, self), mode:
             in_force.mode = mode
@@ -255,8 +262,8 @@ class Propagation:
         return bound_rule(rule, function, (), target_name(function), self.verified)
 
     def reenter(self, targets: ModuleTargets | None = None) -> AbstractContextManager[Any]:
-        """`active`, unless this thread is inside already."""
-        return nullcontext() if self.is_active() else self.active(targets)
+        """`active` for a part that a checkpoint runs again, unless this thread is inside."""
+        return nullcontext() if self.is_active() else self.active(targets, is_rerun=True)
 
     def is_active(self) -> bool:
         """Whether this thread is inside a forward pass of the model."""
@@ -277,6 +284,7 @@ class Propagation:
                         self.targets = targets
                     for module, rule in self.targets:
                         undo.callback(Unit.install(module, self, rule).release, self)
+                    undo.callback(install(self.probes, self))
                     if self._checkpointing is not None:  # over the units, whose rules run within
                         undo.callback(self._checkpointing.install(self, again=targets is not None))
                     self._undo = undo.pop_all()
@@ -317,6 +325,8 @@ class Propagation:
             return None
         unit = self._fusions.unit_for(module)
         if unit and named and any(part in named for part in module.children()):
+            return None
+        if unit and self.probes and not probed(self.probes).isdisjoint(module.children()):
             return None
         return unit
 

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from lxt.errors import InvalidTarget
 from lxt.explained import ExplainedTarget
+from lxt.latent.units import Unit
 from lxt.tokens import readable_tokens
 
 __all__ = [
@@ -33,7 +34,7 @@ __all__ = [
     "task_of",
 ]
 
-Task = Literal["causal", "masked", "label"]
+Task = Literal["causal", "masked", "label", "unit"]
 
 
 def task_of(model: nn.Module) -> Task:
@@ -59,7 +60,8 @@ class Readout:
     """What the numbers of a model's output mean.
 
     Attributes:
-        task: logits over the next token, over the token at a mask, or over labels.
+        task: logits over the next token, over the token at a mask, or over labels; or units within
+            the model.
         size: how many logits there are, as far as the model's configuration says.
         tokenizer: spells tokens; None if there is none.
         labels: a classifier's labels by index.
@@ -383,7 +385,7 @@ def summed(parts: Sequence[ExplainedTarget]) -> ExplainedTarget:
 _SPELT_OUT = 3
 """So many parts of a sum are named, each; of more only the first."""
 
-Target = Prediction | Logit | Contrast | Label
+Target = Prediction | Logit | Contrast | Label | Unit
 """One thing to explain."""
 
 Targets = Target | Sequence[Target] | Every

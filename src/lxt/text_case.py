@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import copy
 import inspect
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -21,6 +21,9 @@ from lxt.explained import ExplainedTarget
 from lxt.gradients import compute_dtype
 from lxt.heads import Head
 from lxt.inputs import EmbeddingLeaf, TokenBatch, encode, input_embeddings
+from lxt.latent.inside import Inside, Waypoint
+from lxt.latent.probes import Told
+from lxt.latent.units import Unit
 from lxt.passes import Change, Pass
 from lxt.targets import Label, Readout, Targets, task_of
 
@@ -40,6 +43,8 @@ class Reading:
         hidden: what the head made these logits of [batch, columns, channels]; None if it is not
             known, or a classifier's.
         columns: for each row, the column of `hidden` that each slot comes from.
+        taps: what each tap was told, by its key.
+        waypoints: what relevance must go through, from the output on.
 
     """
 
@@ -48,6 +53,13 @@ class Reading:
     leaf: Tensor
     hidden: Tensor | None
     columns: list[list[int]]
+    taps: dict[str, list[Told]] = field(default_factory=dict)
+    waypoints: list[Waypoint] = field(default_factory=list)
+
+    @property
+    def told(self) -> list[Told]:
+        """What all taps were told, in one list."""
+        return [told for of_tap in self.taps.values() for told in of_tap]
 
 
 class TextCase:
@@ -59,6 +71,7 @@ class TextCase:
         readout: what the model's output means.
         aims: what is explained, by row and target.
         numbers: the number of each row among those that were given.
+        inside: what is looked at within the model.
 
     Raises:
         InvalidModel, InvalidInput, InvalidTarget: see `lxt.explain`.
@@ -66,13 +79,21 @@ class TextCase:
     """
 
     def __init__(
-        self, model: nn.Module, inputs: Any, *, tokenizer: Any = None, target: Targets | None = None
+        self,
+        model: nn.Module,
+        inputs: Any,
+        *,
+        tokenizer: Any = None,
+        target: Targets | None = None,
+        inside: Callable[[Callable[[], object]], Inside] | None = None,
     ) -> None:
+        """`inside` is told how to run the model on a few of the tokens."""
         embedding = input_embeddings(model)
         self.model = model
         self.batch = encode(inputs, tokenizer, model)
         self.readout = _readout(model, target, tokenizer, embedding)
-        self.aims = aims_of(target, self.readout, self.batch, model)
+        self.inside = None if inside is None else inside(self._glimpse)
+        self.aims = aims_of(target, self.readout, self.batch, model, self.inside)
         self.numbers: Sequence[int] = range(len(self.aims))
         self._picking = _Picking()
         _require_mask_or_equal_lengths(self.batch, model)
@@ -144,7 +165,14 @@ class TextCase:
         places = self._places(targets)
         slots = {place: slot for slot, place in enumerate(dict.fromkeys(places))}
         kept = sorted({at for place in slots for at in place if at is not None})
-        logits, leaf, hidden = self._run(kept, change)
+        inside = self.inside
+        if inside is not None:
+            inside.expects(self.batch.lengths(), kept)
+        if inside is not None and self.readout.task == "unit":
+            leaf, hidden = self._run_to_units(change), None
+            logits = inside.values()
+        else:
+            logits, leaf, hidden = self._run(kept, change)
         if self.readout.task == "label":
             columns = [[0]] * len(logits)
         elif logits.shape[1] == len(kept):
@@ -157,7 +185,24 @@ class TextCase:
         logits = logits.to(compute_dtype(logits.dtype))
         _check_finite(logits, list(slots), self)
         numbers = {target: slots[place] for target, place in zip(targets, places, strict=True)}
-        return Reading(logits, numbers, leaf, hidden, columns)
+        taps, waypoints = {}, []
+        if inside is not None and torch.is_grad_enabled():
+            taps, waypoints = inside.told(), list(inside.waypoints())
+        return Reading(logits, numbers, leaf, hidden, columns, taps, waypoints)
+
+    def _glimpse(self) -> object:
+        """Run the model on the first tokens of one row, for those who watch."""
+        batch = self.batch.of_rows([0]).up_to(_GLIMPSE)
+        return self.model(**_arguments(self.model, batch, input_embeddings(self.model), None))
+
+    def _run_to_units(self, change: Change | None) -> Tensor:
+        """Run the model for what passes within; the leaf."""
+        leaf = EmbeddingLeaf(self.model, change)
+        with leaf:
+            self.model(**_arguments(self.model, self.batch, input_embeddings(self.model), [0]))
+        if leaf.value is None:
+            raise InvalidModel(_no_path(self.model))
+        return leaf.value
 
     def _rows(self) -> range:
         return range(len(self.aims))
@@ -214,6 +259,10 @@ class TextCase:
             raise InvalidModel(_no_path(self.model))
 
 
+_GLIMPSE = 8
+"""Tokens."""
+
+
 @dataclass
 class _Picking:
     """Whether the head of a model can be given the explained positions only."""
@@ -238,6 +287,9 @@ def _readout(
             f"{type(model).__name__} is an encoder-decoder, whose prompt alone doesn't say what it "
             "reads on the decoder's side: explain it with `with composite.context(model):`"
         )
+    each = targets if isinstance(targets, list | tuple) else [targets]
+    if any(isinstance(target, Unit) for target in each):
+        return Readout("unit", None, tokenizer, {})
     name = type(model).__name__
     if any(kind in name for kind in ("TokenClassification", "QuestionAnswering", "MultipleChoice")):
         raise InvalidModel(
@@ -245,7 +297,6 @@ def _readout(
             "`with composite.context(model):`"
         )
     task = task_of(model)
-    each = targets if isinstance(targets, list | tuple) else [targets]
     if any(isinstance(target, Label) for target in each) and "LM" not in type(model).__name__:
         task = "label"
     if task == "label":

@@ -93,9 +93,11 @@ class Observer(Protocol):
 class RuleMode(TorchFunctionMode):
     """Hands each torch function called in this thread to its rule."""
 
-    def __init__(self, propagation: Propagation) -> None:
+    def __init__(self, propagation: Propagation, *, is_rerun: bool = False) -> None:
+        """`is_rerun`: a checkpoint runs a part of the forward pass again."""
         super().__init__()
         self.propagation = propagation
+        self.is_rerun = is_rerun
         self._tolerant = propagation.on_unknown == "gradient"
         self._opaque = OpaqueOperations(propagation.composite.formulation)
         self._escapes = Escapes()

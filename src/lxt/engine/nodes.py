@@ -36,6 +36,8 @@ def _function(node: Any) -> str:
 
 def hands_on(node: Any) -> bool:
     """Whether each output of a node is an operand as it is: the one of the same number."""
+    if getattr(getattr(node, "_forward_cls", None), "hands_on", False):
+        return True
     return node.name() in _NODES or _function(node) == _ZENNIT
 
 

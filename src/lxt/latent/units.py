@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import difflib
 from dataclasses import dataclass, field, replace
+from fnmatch import fnmatchcase
 from typing import Literal
 
 from torch import Tensor, nn
 
 from lxt.errors import InvalidTap
-from lxt.structure import matches
 
 __all__ = ["End", "Site", "Unit"]
 
@@ -21,8 +21,9 @@ class Site:
     """A tensor [batch, tokens, …] that goes into a module or comes out of it.
 
     Attributes:
-        module: the module's path, all of it or its end; `*` stands for any part of it, and then it
-            is the site of each module that fits: `"layers.*.mlp"`.
+        module: the module's path, all of it or its end. In it `*` stands for anything between two
+            dots, and then it is the site of each module that fits: `"layers.*.mlp"`. A path that
+            begins with a slash is all of it.
         end: the first tensor that the module is called with, or the first that it returns.
         heads: how many heads the last axis is divided into, if it is.
 
@@ -51,7 +52,7 @@ class Site:
             InvalidTap: there are none; the message shows paths that there are.
 
         """
-        found = [(name, part) for name, part in model.named_modules() if matches(name, self.module)]
+        found = [(name, part) for name, part in model.named_modules() if _fits(name, self.module)]
         if not found:
             raise InvalidTap(
                 f"no module of {type(model).__name__} matches {self.module!r}: there is, for "
@@ -173,6 +174,15 @@ class Unit:
             size, head = width // self.place.heads, self.head % self.place.heads
             return slice(head * size, (head + 1) * size)
         return slice(0, width)
+
+
+def _fits(name: str, pattern: str) -> bool:
+    parts, wanted = name.split("."), pattern.removeprefix("/").split(".")
+    if pattern.startswith("/") and len(parts) != len(wanted):
+        return False
+    if len(parts) < len(wanted):
+        return False
+    return all(map(fnmatchcase, parts[-len(wanted) :], wanted))
 
 
 def _nearest(pattern: str, model: nn.Module) -> str:

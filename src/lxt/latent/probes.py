@@ -1,0 +1,214 @@
+"""Probes: what reads relevance where a tensor passes, and what keeps its place in the graph.
+
+The relevance of all units of a site is the gradient of a leaf, as large as what is told of them. So
+it comes out of the one backward pass, with autograd's batches of targets, out of layers that a
+checkpoint runs again, and takes no more memory than it is.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.autograd import Function
+from torch.autograd.graph import GradientEdge, get_gradient_edge
+
+from lxt.engine.opaque import next_number
+from lxt.engine.passages import Passing, same_memory
+from lxt.errors import InvalidTap
+from lxt.gradients import compute_dtype, operand_of, remember
+from lxt.latent.parts import Parts, by_tokens
+from lxt.latent.units import End
+
+__all__ = ["Capture", "Captured", "Passage", "Reader", "Told"]
+
+
+@dataclass
+class Passage:
+    """What passes in a forward pass; told before it.
+
+    Attributes:
+        rows: how many.
+        tokens: how many each of them has, padding included.
+        mask: [rows, tokens], false at padding.
+        keep: the positions at which units are explained.
+
+    """
+
+    rows: int = 0
+    tokens: int = 0
+    mask: Tensor = field(default_factory=lambda: torch.empty(0, dtype=torch.bool))
+    keep: Tensor | None = None
+
+    def by_tokens(self, x: Tensor, site: str) -> Tensor:
+        """A tensor as [rows, tokens, channels]."""
+        return by_tokens(x, self.rows, self.tokens, site)
+
+
+@dataclass(frozen=True)
+class Told:
+    """What a reader was told when a tensor passed.
+
+    Attributes:
+        site: what it is called.
+        parts: what is told.
+        leaf: its gradient is the relevance of the parts; None if nothing that passed depends on
+            the input.
+        activation: of the same shape; None of the strongest, which come with theirs.
+        shape: of what is told.
+        units: how many there are of each token.
+        dtype: of relevance and activation.
+        number: autograd's at that time.
+
+    """
+
+    site: str
+    parts: Parts
+    leaf: Tensor | None
+    activation: Tensor | None
+    shape: tuple[int, ...]
+    units: int
+    dtype: torch.dtype
+    number: int
+
+
+class Reader:
+    """Reads relevance and activation of the parts of one site. A `Probe`.
+
+    Attributes:
+        told: in the last forward pass, once for each time that the module ran.
+
+    """
+
+    def __init__(
+        self,
+        site: str,
+        module: nn.Module,
+        end: End,
+        parts: Parts,
+        passage: Passage,
+        *,
+        explicit: bool,
+    ) -> None:
+        self.site = site
+        self.module = module
+        self.end: End = end
+        self.told: list[Told] = []
+        self._parts = parts
+        self._passage = passage
+        self._explicit = explicit
+
+    def starts(self) -> None:
+        """The model's forward begins."""
+        self.told = []
+
+    def __call__(self, passing: Passing) -> Tensor:
+        """Hand on the tensor, through a node that reads its relevance."""
+        value, parts = passing.value, self._parts
+        x = self._passage.by_tokens(value.detach(), self.site)
+        mask = self._passage.mask.to(x.device)
+        leaf, wide = None, compute_dtype(x.dtype)
+        shape = parts.shape(x)
+        if value.requires_grad:
+            dtype = torch.float64 if parts.top else wide
+            leaf = torch.zeros((), dtype=dtype, device=x.device).expand(shape).requires_grad_()
+        if not passing.is_rerun:
+            activation = None if parts.top else parts.activation(x, mask)
+            units = {"tokens": 1, "heads": parts.heads or 1, "neurons": x.shape[-1]}[parts.kind]
+            told = Told(self.site, parts, leaf, activation, shape, units, wide, next_number())
+            self.told.append(told)
+        if leaf is None:
+            return value
+        return _Tap.apply(value, leaf, parts, x.shape, mask, self._explicit)  # pyright: ignore[reportReturnType]
+
+
+class _Tap(Function):
+    hands_on = True
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x: Tensor,
+        leaf: Tensor,
+        parts: Parts,
+        shape: torch.Size,
+        mask: Tensor,
+        explicit: bool,
+    ) -> Tensor:
+        ctx.parts, ctx.shape, ctx.mask, ctx.explicit = parts, shape, mask, explicit
+        ctx.save_for_backward(x)
+        ctx.kept = ctx.lent = None
+        remember(ctx, x)  # others may write to it
+        return same_memory(x)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Any) -> Any:
+        (g,) = gradients
+        x = operand_of(ctx)
+        wide = compute_dtype(x.dtype)
+        x = x.to(wide).reshape(ctx.shape)
+        r = g.to(wide).reshape(ctx.shape)
+        told = ctx.parts.told(r if ctx.explicit else r * x, x, ctx.mask)
+        return g, told, None, None, None, None
+
+
+@dataclass(frozen=True)
+class Captured:
+    """A tensor that passed, as a place in the graph.
+
+    Attributes:
+        edge: where its gradient arrives; None if it depends on nothing.
+        values: [rows, kept positions, channels] of it, with their graph; None if none are kept.
+        shape: of the tensor.
+        number: autograd's at that time.
+
+    """
+
+    edge: GradientEdge | None
+    values: Tensor | None
+    shape: torch.Size
+    number: int
+
+
+class Capture:
+    """Keeps what passes one site, to start a backward pass there, or to look at one. A `Probe`."""
+
+    def __init__(self, site: str, module: nn.Module, end: End, passage: Passage) -> None:
+        self.site = site
+        self.module = module
+        self.end: End = end
+        self._passage = passage
+        self._captured: list[Captured] = []
+
+    def starts(self) -> None:
+        """The model's forward begins."""
+        self._captured = []
+
+    def __call__(self, passing: Passing) -> Tensor:
+        """Keep it."""
+        x = passing.value
+        if not passing.is_rerun:
+            tokens, values = self._passage.by_tokens(x, self.site), None
+            if self._passage.keep is not None:
+                values = tokens.index_select(1, self._passage.keep.to(x.device))
+            edge = get_gradient_edge(x) if x.requires_grad else None
+            self._captured.append(Captured(edge, values, x.shape, next_number()))
+        return x
+
+    @property
+    def captured(self) -> Captured:
+        """What passed.
+
+        Raises:
+            InvalidTap: nothing did, or something did several times.
+
+        """
+        if len(self._captured) != 1:
+            often = f"{len(self._captured)} times" if self._captured else "not at all"
+            raise InvalidTap(
+                f"{self.site} ran {often} in a forward pass, and a unit is of a module that runs "
+                "once"
+            )
+        return self._captured[0]
