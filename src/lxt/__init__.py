@@ -22,6 +22,7 @@ from lxt.geometry import Geometry
 from lxt.image_explanation import ImageExplanation
 from lxt.latent.relevance import Latent
 from lxt.latent.taps import Heads, Neurons, Residual, Tap
+from lxt.latent.trace import trace
 from lxt.latent.units import Site, Unit
 from lxt.models import load_model
 from lxt.propagation import Propagation
@@ -68,6 +69,7 @@ __all__ = [
     "rule",
     "rules",
     "sample",
+    "trace",
 ]
 
 if TYPE_CHECKING:

@@ -43,6 +43,9 @@ def explain(
         ),
     ] = None,
     composite: common.Composite = "attnlrp",
+    trace: Annotated[
+        bool, typer.Option("--trace", help="Follow relevance through the model's layers.")
+    ] = False,
     chat: Annotated[
         bool, typer.Option("--chat", help="Wrap the prompt in the model's chat template.")
     ] = False,
@@ -63,8 +66,9 @@ def explain(
         to = outputs.Outputs(html, open, json, save, pdf, png, svg)
         to.check()
         loaded = common.load(model, device, dtype)
-        from lxt.explain import explain as compute
+        from lxt import explain as explained, trace as traced
 
+        compute = traced if trace else explained
         explanation = compute(
             loaded.model,
             _chat(loaded, prompt) if chat else prompt,

@@ -57,7 +57,7 @@ class Parts:
         elif self.kind == "heads":
             wide = self._by_head(wide).norm(dim=-1)
         if not self.summed:
-            return wide
+            return wide.clone() if wide is x else wide  # others may write to what passed
         kept = mask.to(wide).reshape(*mask.shape, *(1 for _ in wide.shape[2:]))
         return (wide * kept).sum(1)
 
