@@ -61,7 +61,7 @@ def kept(model: nn.Module, sites: list[str], end: str) -> Iterator[dict[str, Ten
 def by_hand(
     model: nn.Module, token_ids: Tensor, composite: lxt.Composite, sites: list[str], end: str
 ) -> dict[str, tuple[Tensor, Tensor]]:
-    """Activation and relevance [tokens, channels] at each site for the last position's top logit."""
+    """Activation and relevance [tokens, channels] at each site, for the last top logit."""
     with composite.context(model), kept(model, sites, end) as found:
         x = model.get_input_embeddings()(token_ids).detach().requires_grad_()
         with pytest.MonkeyPatch.context() as patch:
@@ -80,8 +80,8 @@ def by_hand(
     }
 
 
-def close(one: Tensor, other: Tensor, scale: Tensor) -> bool:
-    return bool((one - other).abs().max() <= TOLERANCE * scale.abs().max())
+def close(one: Tensor, other: Tensor, scale: Tensor, tolerance: float = TOLERANCE) -> bool:
+    return bool((one - other).abs().max() <= tolerance * scale.abs().max())
 
 
 @over_composites
@@ -214,6 +214,44 @@ def test_many_targets_of_rows_with_different_counts() -> None:
     for number in range(2):
         one = lxt.explain(model, ids(2, 4)[1, :2], target=lxt.Every([number]), taps=[lxt.Heads()])
         same(e[1][number].latent["heads"], one[0].latent["heads"])
+
+
+@pytest.mark.parametrize("composite", [lxt.attnlrp, lxt.cp_lrp], ids=lambda c: c.name)
+@pytest.mark.parametrize("name", ["qwen3_moe", "mixtral"])
+def test_experts_share_what_they_put_out(name: str, composite: lxt.Composite) -> None:
+    model = zoo.build(name, dtype=torch.float64)
+    token_ids = ids(2)
+    called: list[tuple[Tensor, ...]] = []
+    modules = [m for n, m in model.named_modules() if n.endswith(".experts")]
+    handles = [m.register_forward_pre_hook(lambda _, args: called.append(args)) for m in modules]
+    targets = [lxt.Logit(5), lxt.Logit(9, position=3)]
+    outputs = lxt.Tap("layers.*.mlp.experts", name="outputs")
+    taps = [lxt.Experts(), outputs, lxt.Experts(top=3, name="strongest")]
+    e = lxt.explain(model, token_ids, target=targets, taps=taps, composite=composite)
+    for handle in handles:
+        handle.remove()
+    experts = e.latent["experts"]
+    assert experts.axes == ("batch", "targets", "layers", "tokens", "experts")
+    # A glance at a few tokens came before, and each expert by itself comes in the backward pass.
+    called = [args for args in called if len(args[0]) == 14 and args[1].shape[-1] > 1]
+    assert len(called) == len(modules)
+    whole = e.latent["outputs"].relevance.sum(-1)
+    torch.testing.assert_close(experts.relevance.sum(-1), whole, rtol=1e-9, atol=1e-9)
+    for layer, (hidden, indices, weights) in enumerate(called):
+        y = torch.zeros(len(hidden), experts.units[layer], hidden.shape[-1], dtype=torch.float64)
+        for token in range(len(hidden)):  # each expert of each token by itself
+            for one, weight in zip(indices[token], weights[token], strict=True):
+                alone = modules[layer](hidden[token][None], one.view(1, 1), weight.view(1, 1))
+                y[token, one] = alone[0].detach()
+                assert experts.activation[token // 7, layer, token % 7, one] == weight
+        total = y.sum(1)
+        # The gradient at the output, of each target, is its relevance by what it put out.
+        g = e.latent["outputs"].relevance[:, :, layer].transpose(0, 1).reshape(2, len(hidden), -1)
+        g = g / total
+        expected = torch.einsum("ktc,tec->kte", g, y).reshape(2, 2, 7, -1).transpose(0, 1)
+        torch.testing.assert_close(experts.relevance[:, :, layer], expected, rtol=1e-7, atol=1e-9)
+    strongest = e.latent["strongest"].relevance[..., 0].abs()
+    torch.testing.assert_close(strongest, experts.relevance.abs().flatten(3).amax(-1))
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])

@@ -21,7 +21,7 @@ from lxt.explanation import Explanation
 from lxt.geometry import Geometry
 from lxt.image_explanation import ImageExplanation
 from lxt.latent.relevance import Latent
-from lxt.latent.taps import Heads, Neurons, Residual, Tap
+from lxt.latent.taps import Experts, Heads, Neurons, Residual, Tap
 from lxt.latent.trace import trace
 from lxt.latent.units import Site, Unit
 from lxt.models import load_model
@@ -36,6 +36,7 @@ __all__ = [
     "Composite",
     "Contrast",
     "Every",
+    "Experts",
     "ExplainedTarget",
     "Explanation",
     "Geometry",

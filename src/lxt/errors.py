@@ -37,6 +37,10 @@ class UnusedCompositeWarning(UserWarning):
     """A composite was put on a model and taken off again, and had nothing to do."""
 
 
+class UnusedEditWarning(UserWarning):
+    """A model was steered, and ran, and an edit had nothing to do."""
+
+
 class UnmappedOperationWarning(UserWarning):
     """A layer map leaves an operation on the path of relevance to autograd's plain gradient."""
 

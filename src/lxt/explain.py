@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
@@ -20,6 +21,7 @@ from lxt.explained import ExplainedTarget
 from lxt.explanation import Explanation
 from lxt.gradients import compute_dtype
 from lxt.inputs import input_embeddings
+from lxt.latent.anatomy import anatomy_of
 from lxt.latent.inside import Inside, as_units
 from lxt.latent.store import Store
 from lxt.latent.taps import AnyTap, as_taps
@@ -173,12 +175,8 @@ def _look(
         return None
 
     def look(run: Callable[[], object]) -> Inside:
-        def anatomy() -> Any:
-            from lxt.latent.anatomy import anatomy_of
-
-            return anatomy_of(model, run)
-
         explicit = composite.formulation == "relevance"
+        anatomy = functools.partial(anatomy_of, model, run)
         return Inside(model, anatomy, found, units, conditions, explicit)
 
     return look

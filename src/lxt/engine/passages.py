@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from lxt.propagation import Propagation
 
-__all__ = ["Passing", "Probe", "first_tensor", "install", "probed", "same_memory"]
+__all__ = ["Passing", "Probe", "first_tensor", "install", "probed", "replaced", "same_memory"]
 
 
 @dataclass(frozen=True)
@@ -115,7 +115,7 @@ class _Passage(StandIn):
         assert mode is not None, "it runs under the rules"
         with mode.suspended():
             y = probe(Passing(x, args, kwargs, mode.is_rerun))
-        return value if y is x else _replaced(value, x, y)
+        return value if y is x else replaced(value, x, y)
 
 
 def first_tensor(value: Any) -> Tensor | None:
@@ -123,17 +123,17 @@ def first_tensor(value: Any) -> Tensor | None:
     return next((x for x in tensors_in(value) if x.is_floating_point()), None)
 
 
-def _replaced(value: Any, old: Tensor, new: Tensor) -> Any:
+def replaced(value: Any, old: Tensor, new: Tensor) -> Any:
     """`value` with another tensor in the place of one in it; containers are made anew."""
     if value is old:
         return new
     if isinstance(value, tuple | list):
-        items = [_replaced(item, old, new) for item in value]
+        items = [replaced(item, old, new) for item in value]
         if hasattr(value, "_fields"):
             return type(value)(*items)
         return type(value)(items)
     if isinstance(value, Mapping):
-        changed = {key: _replaced(item, old, new) for key, item in value.items()}
+        changed = {key: replaced(item, old, new) for key, item in value.items()}
         return changed if type(value) is dict else type(value)(**changed)
     return value
 

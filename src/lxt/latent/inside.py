@@ -96,8 +96,8 @@ class Inside:
     def __post_init__(self) -> None:
         self.passage = Passage()
         self._readers = {tap.key: [self._reader(p) for p in self._places(tap)] for tap in self.taps}
-        self._explained = self._captures(self.units)
-        self._waypoints = self._captures(self.through)
+        self._explained = self._captures(self.units, values=True)
+        self._waypoints = self._captures(self.through, values=False)
 
     def _places(self, tap: AnyTap) -> list[Place]:
         return tap.places(self.model, self.anatomy)
@@ -106,15 +106,22 @@ class Inside:
         site = place.site
         name = str(site).removeprefix("/")
         return Reader(
-            name, place.module, site.end, place.parts, self.passage, explicit=self.explicit
+            name,
+            place.module,
+            site.end,
+            place.parts,
+            self.passage,
+            explicit=self.explicit,
+            lens=place.lens,
         )
 
-    def _captures(self, units: Sequence[Unit]) -> dict[Site, Capture]:
+    def _captures(self, units: Sequence[Unit], *, values: bool) -> dict[Site, Capture]:
         sites = dict.fromkeys(unit.place for unit in units)
         found: dict[Site, Capture] = {}
         for site in sites:
             module = site.the_module(self.model)
-            found[site] = Capture(str(site).removeprefix("/"), module, site.end, self.passage)
+            name = str(site).removeprefix("/")
+            found[site] = Capture(name, module, site.end, self.passage, values=values)
         return found
 
     @cached_property

@@ -1,7 +1,7 @@
 """How what passes a site is told in numbers: by token, head or channel, summed up or the strongest.
 
-A part takes x [batch, tokens, channels] and its relevance r of the same shape, and returns both in
-the units that it is about.
+Parts take values x [batch, tokens, channels] and their relevance r, of the same shape, and return
+both in the units that they are about.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from lxt.gradients import compute_dtype
 
 __all__ = ["Kind", "Parts", "by_tokens"]
 
-Kind = Literal["tokens", "heads", "neurons"]
+Kind = Literal["tokens", "heads", "neurons", "experts"]
 
 
 @dataclass(frozen=True)
@@ -25,8 +25,8 @@ class Parts:
     """What is told of each token, and of all of them.
 
     Attributes:
-        kind: `"tokens"`, the sum of relevance over all channels, and their Euclidean norm;
-            `"heads"`, the same for the channels of each head; `"neurons"`, each channel.
+        kind: `"tokens"`, the sum of relevance over all values, and their Euclidean norm;
+            `"heads"`, the same for the values of each head; else each value, and what they are.
         heads: how many heads the channels are divided into.
         summed: whether both are summed over tokens.
         top: how many are kept, those of the largest |relevance| of a row.
@@ -57,7 +57,7 @@ class Parts:
         elif self.kind == "heads":
             wide = self._by_head(wide).norm(dim=-1)
         if not self.summed:
-            return wide.clone() if wide is x else wide  # others may write to what passed
+            return wide
         kept = mask.to(wide).reshape(*mask.shape, *(1 for _ in wide.shape[2:]))
         return (wide * kept).sum(1)
 
@@ -69,10 +69,14 @@ class Parts:
             r = self._by_head(r).sum(-1)
         return r.sum(1) if self.summed else r
 
+    def units(self, x: Tensor) -> int:
+        """How many units a token has."""
+        return {"tokens": 1, "heads": self.heads or 1}.get(self.kind, x.shape[-1])
+
     def shape(self, x: Tensor) -> tuple[int, ...]:
         """The shape of what `told` returns."""
-        rows, tokens, channels = x.shape
-        units = {"tokens": 1, "heads": self.heads or 1, "neurons": channels}[self.kind]
+        rows, tokens, _ = x.shape
+        units = self.units(x)
         if self.top is not None:
             return rows, min(self.top, units if self.summed else units * tokens), 3
         last = () if self.kind == "tokens" else (units,)

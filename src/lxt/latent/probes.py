@@ -7,8 +7,9 @@ checkpoint runs again, and takes no more memory than it is.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -18,11 +19,11 @@ from torch.autograd.graph import GradientEdge, get_gradient_edge
 from lxt.engine.opaque import next_number
 from lxt.engine.passages import Passing, same_memory
 from lxt.errors import InvalidTap
-from lxt.gradients import compute_dtype, operand_of, remember
+from lxt.gradients import compute_dtype, remember
 from lxt.latent.parts import Parts, by_tokens
 from lxt.latent.units import End
 
-__all__ = ["Capture", "Captured", "Passage", "Reader", "Told"]
+__all__ = ["Capture", "Captured", "Channels", "Lens", "Passage", "Reader", "Told"]
 
 
 @dataclass
@@ -40,7 +41,7 @@ class Passage:
     rows: int = 0
     tokens: int = 0
     mask: Tensor = field(default_factory=lambda: torch.empty(0, dtype=torch.bool))
-    keep: Tensor | None = None
+    keep: Tensor = field(default_factory=lambda: torch.empty(0, dtype=torch.int64))
 
     def by_tokens(self, x: Tensor, site: str) -> Tensor:
         """A tensor as [rows, tokens, channels]."""
@@ -74,6 +75,60 @@ class Told:
     number: int
 
 
+class Lens(Protocol):
+    """What is read of a tensor that passes: values, and how relevance at it is theirs."""
+
+    def kept(self, passing: Passing) -> Sequence[Tensor]:
+        """What it takes to tell, beside the tensor; kept for the backward pass."""
+        ...
+
+    def values(self, x: Tensor, kept: Sequence[Tensor]) -> Tensor:
+        """What is told of x [rows, tokens, channels]: [rows, tokens, units]."""
+        ...
+
+    def relevance(self, g: Tensor, x: Tensor, kept: Sequence[Tensor]) -> Tensor:
+        """Their relevance, for the gradient g at x."""
+        ...
+
+
+class Channels:
+    """Each channel by itself: x, and x · g. A `Lens`."""
+
+    def kept(self, passing: Passing) -> Sequence[Tensor]:
+        """Nothing more."""
+        return ()
+
+    def values(self, x: Tensor, kept: Sequence[Tensor]) -> Tensor:
+        """The channels."""
+        return x
+
+    def relevance(self, g: Tensor, x: Tensor, kept: Sequence[Tensor]) -> Tensor:
+        """Their relevance."""
+        return g * x
+
+
+@dataclass(frozen=True)
+class _Read:
+    """How a tensor is read."""
+
+    lens: Lens
+    parts: Parts
+    shape: torch.Size
+    mask: Tensor
+    explicit: bool
+
+    def __call__(self, g: Tensor, x: Tensor, kept: Sequence[Tensor]) -> Tensor:
+        wide = compute_dtype(x.dtype)
+        x, g = x.to(wide).reshape(self.shape), g.to(wide).reshape(self.shape)
+        if not self.explicit:
+            r = self.lens.relevance(g, x, kept)
+        elif isinstance(self.lens, Channels):
+            r = g
+        else:  # what arrives is relevance itself
+            r = self.lens.relevance((g / x).where(x != 0, 0), x, kept)
+        return self.parts.told(r, self.lens.values(x, kept), self.mask)
+
+
 class Reader:
     """Reads relevance and activation of the parts of one site. A `Probe`.
 
@@ -91,11 +146,13 @@ class Reader:
         passage: Passage,
         *,
         explicit: bool,
+        lens: Lens | None = None,
     ) -> None:
         self.site = site
         self.module = module
         self.end: End = end
         self.told: list[Told] = []
+        self._lens = lens or Channels()
         self._parts = parts
         self._passage = passage
         self._explicit = explicit
@@ -106,52 +163,51 @@ class Reader:
 
     def __call__(self, passing: Passing) -> Tensor:
         """Hand on the tensor, through a node that reads its relevance."""
-        value, parts = passing.value, self._parts
+        value, parts, lens = passing.value, self._parts, self._lens
         x = self._passage.by_tokens(value.detach(), self.site)
         mask = self._passage.mask.to(x.device)
-        leaf, wide = None, compute_dtype(x.dtype)
-        shape = parts.shape(x)
+        wide = compute_dtype(x.dtype)
+        with torch.no_grad():
+            kept = lens.kept(passing)
+            values = lens.values(x.to(wide), kept)
+            activation = None
+            if not passing.is_rerun and parts.top is None:
+                activation = parts.activation(values, mask)
+                if activation.data_ptr() == x.data_ptr():
+                    activation = activation.clone()  # others may write to what passed
+        shape, leaf = parts.shape(values), None
         if value.requires_grad:
             dtype = torch.float64 if parts.top else wide
             leaf = torch.zeros((), dtype=dtype, device=x.device).expand(shape).requires_grad_()
         if not passing.is_rerun:
-            activation = None if parts.top else parts.activation(x, mask)
-            units = {"tokens": 1, "heads": parts.heads or 1, "neurons": x.shape[-1]}[parts.kind]
+            units = parts.units(values)
             told = Told(self.site, parts, leaf, activation, shape, units, wide, next_number())
             self.told.append(told)
         if leaf is None:
             return value
-        return _Tap.apply(value, leaf, parts, x.shape, mask, self._explicit)  # pyright: ignore[reportReturnType]
+        read = _Read(lens, parts, x.shape, mask, self._explicit)
+        return _Tap.apply(value, leaf, read, *kept)  # pyright: ignore[reportReturnType]
 
 
 class _Tap(Function):
     hands_on = True
 
     @staticmethod
-    def forward(
-        ctx: Any,
-        x: Tensor,
-        leaf: Tensor,
-        parts: Parts,
-        shape: torch.Size,
-        mask: Tensor,
-        explicit: bool,
-    ) -> Tensor:
-        ctx.parts, ctx.shape, ctx.mask, ctx.explicit = parts, shape, mask, explicit
-        ctx.save_for_backward(x)
-        ctx.kept = ctx.lent = None
+    def forward(ctx: Any, x: Tensor, leaf: Tensor, read: _Read, *kept: Tensor) -> Tensor:
+        ctx.read, ctx.others = read, len(kept)
+        ctx.save_for_backward(x, *kept)
         remember(ctx, x)  # others may write to it
         return same_memory(x)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Any) -> Any:
         (g,) = gradients
-        x = operand_of(ctx)
-        wide = compute_dtype(x.dtype)
-        x = x.to(wide).reshape(ctx.shape)
-        r = g.to(wide).reshape(ctx.shape)
-        told = ctx.parts.told(r if ctx.explicit else r * x, x, ctx.mask)
-        return g, told, None, None, None, None
+        x, kept = ctx.kept, ()
+        if x is None or ctx.others:
+            before, *kept = ctx.saved_tensors
+            x = before if x is None else x
+        with torch.no_grad():
+            return g, ctx.read(g, x, kept), None, *(None for _ in kept)
 
 
 @dataclass(frozen=True)
@@ -173,13 +229,19 @@ class Captured:
 
 
 class Capture:
-    """Keeps what passes one site, to start a backward pass there, or to look at one. A `Probe`."""
+    """Keeps what passes one site, to start a backward pass there, or to look at one. A `Probe`.
 
-    def __init__(self, site: str, module: nn.Module, end: End, passage: Passage) -> None:
+    With `values`, what passes at the positions that are explained.
+    """
+
+    def __init__(
+        self, site: str, module: nn.Module, end: End, passage: Passage, *, values: bool
+    ) -> None:
         self.site = site
         self.module = module
         self.end: End = end
         self._passage = passage
+        self._has_values = values
         self._captured: list[Captured] = []
 
     def starts(self) -> None:
@@ -189,10 +251,10 @@ class Capture:
     def __call__(self, passing: Passing) -> Tensor:
         """Keep it."""
         x = passing.value
+        tokens, values = self._passage.by_tokens(x, self.site), None
+        if self._has_values:  # a second run has to save for its backward pass what the first did
+            values = tokens.index_select(1, self._passage.keep.to(x.device))
         if not passing.is_rerun:
-            tokens, values = self._passage.by_tokens(x, self.site), None
-            if self._passage.keep is not None:
-                values = tokens.index_select(1, self._passage.keep.to(x.device))
             edge = get_gradient_edge(x) if x.requires_grad else None
             self._captured.append(Captured(edge, values, x.shape, next_number()))
         return x

@@ -10,13 +10,15 @@ from typing import TYPE_CHECKING, Any
 from torch import nn
 
 from lxt.errors import InvalidTap
+from lxt.latent.experts import Routed
 from lxt.latent.parts import Kind, Parts
+from lxt.latent.probes import Lens
 from lxt.latent.units import Site
 
 if TYPE_CHECKING:
     from lxt.latent.anatomy import Anatomy
 
-__all__ = ["Heads", "Neurons", "Place", "Residual", "Tap", "as_taps"]
+__all__ = ["Experts", "Heads", "Neurons", "Place", "Residual", "Tap", "as_taps"]
 
 
 @dataclass(frozen=True)
@@ -26,6 +28,7 @@ class Place:
     site: Site
     module: nn.Module
     parts: Parts
+    lens: Lens | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -209,6 +212,32 @@ class Neurons(_OfLayers):
         sites = [site for number in self.chosen(found) for site in found.layers[number].neurons]
         places = [_place(site, model, parts) for site in sites]
         return _some(places, self, "no MLP was found", model)
+
+
+@dataclass(frozen=True)
+class Experts(_OfLayers):
+    """The routed experts of each layer: the share of its output that each made of a token.
+
+    The activation is the router's weight, 0 where a token was sent elsewhere. What an expert put
+    out is computed again in the backward pass.
+    """
+
+    @property
+    def key(self) -> str:
+        """By default `"experts"`."""
+        return self.name or "experts"
+
+    def places(self, model: nn.Module, anatomy: Callable[[], Anatomy]) -> list[Place]:
+        """The outputs of the modules that run the experts."""
+        found = anatomy()
+        places = []
+        for number in self.chosen(found):
+            experts = found.layers[number].experts
+            if experts is not None:
+                site = Site(f"/{experts.path}")
+                module = site.the_module(model)
+                places.append(Place(site, module, self.parts("experts"), Routed(module, experts)))
+        return _some(places, self, "no routed experts were found", model)
 
 
 def _place(site: Site, model: nn.Module, parts: Parts) -> Place:
