@@ -48,7 +48,7 @@ def same(one, other):
 ANY_TEXT = st.text(st.characters(exclude_categories=[]), max_size=20)
 TARGETS = st.builds(
     ExplainedTarget,
-    kind=st.sampled_from(["prediction", "logit", "contrast", "label", "sum"]),
+    kind=st.sampled_from(["prediction", "logit", "contrast", "label", "unit", "sum"]),
     name=ANY_TEXT,
     value=st.floats(allow_nan=False, allow_infinity=False),
     position=st.none() | st.integers(0, 10**6),

@@ -30,3 +30,24 @@ def pictured(relevance=None, *, image=(48, 60), pixels=(16, 16), box=(0, 6, 48, 
         "provenance": {"model": "tiny", "composite": "attnlrp"},
     }
     return ImageExplanation(**fields | changes)
+
+
+def stored():
+    """What the files in tests/data hold."""
+    relevance = torch.tensor([[0.5, -2.0, 0.25], [0.1, 0.0, 1e-30]])
+    return pictured(
+        relevance,
+        image=(5, 7),
+        pixels=(4, 6),
+        box=(0, -0.5, 5, 7),
+        target=ExplainedTarget("prediction", "tiger cat", 12.5, None, "tiger cat"),
+    )
+
+
+def same_picture(one, other):
+    assert one.relevance.dtype == other.relevance.dtype
+    assert torch.equal(one.relevance, other.relevance)
+    assert one.image.dtype == other.image.dtype
+    assert torch.equal(one.image, other.image)
+    for name in ("geometry", "target", "provenance"):
+        assert getattr(one, name) == getattr(other, name)

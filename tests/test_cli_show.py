@@ -10,6 +10,7 @@ import torch
 from typer.testing import CliRunner
 
 from explained import batch, batch_of_many, explain, many, same, single, traced
+from lxt import kinds
 from lxt.cli import app, common
 from lxt.comparison import compare
 from lxt.errors import InvalidInput
@@ -57,7 +58,7 @@ def saved(tmp_path):
     "path", sorted([*DATA.glob("*.json"), *DATA.glob("*.safetensors")]), ids=lambda path: path.name
 )
 def test_files_of_every_kind_and_version_are_shown(path):
-    assert printed(run(path)) == str(Explanation.load(path))
+    assert printed(run(path)) == str(kinds.load(path))
 
 
 def test_standard_input(saved):
@@ -156,9 +157,13 @@ def test_parts_that_are_not_there(saved, explanation, options, message):
 def test_several_are_compared(saved, tmp_path):
     paths = saved("a", single()), saved("b.json", other(provenance={"composite": "cp_lrp"}))
     comparison = compare(*(Explanation.load(path) for path in paths))
-    result = run(*paths, "--html", tmp_path / "page.html")
+    files = {kind: tmp_path / f"x.{kind}" for kind in ("html", "pdf", "png", "svg")}
+    result = run(*paths, *(part for kind, file in files.items() for part in (f"--{kind}", file)))
     assert printed(result) == str(comparison)
-    assert (tmp_path / "page.html").read_text("utf-8") == comparison.to_html()
+    assert files["html"].read_text("utf-8") == comparison.to_html()
+    assert files["pdf"].read_bytes() == comparison.to_pdf()
+    assert files["png"].read_bytes() == comparison.to_image()
+    assert files["svg"].read_bytes() == comparison.to_image(format="svg")
 
 
 def test_parts_of_several_are_compared(saved):
@@ -169,7 +174,7 @@ def test_parts_of_several_are_compared(saved):
     assert "difference" in run(*paths, "--row", 0).stdout
 
 
-@pytest.mark.parametrize("option", ["--json", "--save", "--pdf", "--png", "--svg"])
+@pytest.mark.parametrize("option", ["--json", "--save"])
 def test_what_only_one_explanation_is_written_as(saved, tmp_path, option):
     path = saved("e", single())
     assert f"{option} takes one file" in said(run(path, path, option, tmp_path / "x", code=2))
@@ -269,3 +274,21 @@ def test_showing_needs_no_model_library(saved):
         [sys.executable, "-c", code, "show", str(path)], capture_output=True, text=True, check=True
     )
     assert result.stdout.endswith("False\n")
+
+
+@pytest.mark.parametrize("option", ["--html", "--json", "--save", "--pdf", "--png", "--svg"])
+def test_what_is_read_is_never_written_over(option, tmp_path):
+    file = tmp_path / "e.json"
+    single().to_json(file)
+    before = file.read_bytes()
+    link = tmp_path / "link"
+    link.symlink_to(file)
+    for path in (file, link):
+        assert "is what is read" in run(file, option, path, code=2).stderr
+    assert file.read_bytes() == before
+
+
+def test_a_closed_standard_input_is_said(monkeypatch):
+    monkeypatch.setattr(common.sys, "stdin", None)
+    with pytest.raises(InvalidInput, match="standard input is closed"):
+        common.standard_input()

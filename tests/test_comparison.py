@@ -158,8 +158,8 @@ def test_the_table_of_two():
     assert lines[1:3] == ['model predicts  " Paris"', "model           m"]
     assert [line.split() for line in lines[4:9]] == [
         ["token", "attnlrp", "cp_lrp", "difference"],
-        ["0", "␣0", "+0.50", "░", "+1.00", "▒", "-0.500", "-"],
-        ["1", "␣1", "-2.00", "≡", "+2.00", "█", "-4.000", "≡"],
+        ["0", "␣0", "+0.50", "░", "+1.00", "▒", "-0.50", "-"],
+        ["1", "␣1", "-2.00", "≡", "+2.00", "█", "-4.00", "≡"],
         ["sum", "-1.50", "3.00"],
         ["value", "15.23", "15.23"],
     ]
@@ -219,3 +219,40 @@ def test_more_pairs_than_are_shown():
     assert shown.count("correlation") == 10
     assert "… and of 5 more pairs: c.pearson(i, j)" in shown
     assert TARGET.name in shown
+
+
+def test_a_difference_has_the_decimals_of_the_others_unless_it_would_lose_digits():
+    def numbers(difference):
+        comparison = lxt.compare(of([1.0, 2.0]), of([1.0, 2.0 - difference]))
+        return next(line.split() for line in str(comparison).splitlines() if "␣1" in line)
+
+    assert "+2.00" in numbers(2.0)
+    assert "+0.01563" in numbers(1 / 64)
+
+
+def test_a_difference_that_is_too_large_for_a_float_is_shown_as_the_largest():
+    comparison = lxt.compare(of([1e308, 1.0]), of([-1e308, 1.0]))
+    assert comparison.difference(0, 1)[0] == math.inf
+    assert "+1.80e+308" in str(comparison)
+    assert comparison.to_pdf()
+
+
+def test_the_dataframe_has_a_line_for_each_token_of_each():
+    one, other = of([1.0, -3.0]), single()
+    table = lxt.compare(one, other, names=["x", "y"]).to_dataframe()
+    assert list(table) == ["explanation", *one.to_dataframe()]
+    assert list(table.index) == list(range(5))
+    assert list(table["explanation"]) == ["x", "x", "y", "y", "y"]
+    for name, explanation in (("x", one), ("y", other)):
+        part = table[table["explanation"] == name].drop(columns="explanation")
+        expected = explanation.to_dataframe()
+        for column in expected:
+            assert part[column].tolist() == expected[column].tolist()
+    assert not len(lxt.compare(of([]), of([])).to_dataframe())
+
+
+def test_the_dataframe_pivots_to_a_column_for_each():
+    table = lxt.compare(of([1.0, -3.0]), of([2.0, 0.5]), names=["x", "y"]).to_dataframe()
+    wide = table.pivot(index=["position", "token"], columns="explanation", values="relevance")
+    assert wide["x"].tolist() == [1.0, -3.0]
+    assert wide["y"].tolist() == [2.0, 0.5]

@@ -238,6 +238,7 @@ def test_relevance_has_one_to_three_dimensions():
         ({"value": math.nan}, "nan"),
         ({"value": 10**400}, "finite"),
         ({"value": "15"}, "'15'"),
+        ({"value": True}, "True"),
         ({"position": -1}, "-1"),
         ({"position": True}, "True"),
         ({"position": 1.0}, "1.0"),

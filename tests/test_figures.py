@@ -16,9 +16,9 @@ import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings, strategies as st
-from matplotlib.image import imread
 from pypdf import PdfReader
 
+from drawn import HOSTILE, SVG, fills_of, pages, pixels, said, svg_of, texts_at, texts_of
 from explained import (
     OTHER,
     TARGET,
@@ -36,23 +36,6 @@ from lxt.views import canvas, colour, figures
 from lxt.views.fonts import Fonts
 from lxt.views.heatmap import Table, banded_map, square_map
 from lxt.views.scale import scale_of
-
-SVG = "{http://www.w3.org/2000/svg}"
-HOSTILE = [
-    "</text><script>alert(1)</script>",
-    '"><image href="http://x.invalid/"/>',
-    "]]>",
-    "$\\frac{a}{b}$",
-    "\x1b[31m",
-    "\x00",
-    "\ud800",
-    "\u202eevil",
-    "\n",
-    "東京",
-    " עולם",
-    "🚀",
-    "x" * 3000,
-]
 
 
 def generated(count=4, tokens=6):
@@ -80,37 +63,6 @@ def named(tokens, layers=None, targets=None):
         target=target if targets else target[0],
         layers=layers,
     )
-
-
-def pages(pdf):
-    return [re.sub(r"\s+", " ", page.extract_text()) for page in PdfReader(io.BytesIO(pdf)).pages]
-
-
-def svg_of(explanation, **options):
-    return ElementTree.fromstring(explanation.to_image(format="svg", **options))
-
-
-def texts_of(svg):
-    return [(text.text or "").replace("\xa0", " ") for text in svg.iter(f"{SVG}text")]
-
-
-def said(svg):
-    """All text, lines that were wrapped joined."""
-    return re.sub(r"\s+", " ", " ".join(texts_of(svg)))
-
-
-def fills_of(svg):
-    """Each colour that is filled, in order, with how many rectangles are."""
-    fills = []
-    for path in svg.iter(f"{SVG}path"):
-        fill = re.search("fill: (#[0-9a-f]+)", path.get("style", ""))
-        if fill:
-            fills.append((fill[1], path.get("d", "").count("M")))
-    return fills
-
-
-def pixels(png):
-    return (imread(io.BytesIO(png))[..., :3] * 255).round().astype(int)
 
 
 # Views and what they say
@@ -292,20 +244,6 @@ def test_one_image_holds_one_picture_and_the_error_says_what_to_do(format):
 
 
 # Maps
-
-
-def texts_at(svg):
-    """Each text with where it begins and whether it goes up."""
-    found = []
-    for text in svg.iter(f"{SVG}text"):
-        style = text.get("transform", "")
-        numbers = [float(x) for x in re.findall(r"-?\d+\.?\d*", style)]
-        if "translate" in style:
-            x, y = numbers[0], numbers[1]
-        else:
-            x, y = float(text.get("x")), float(text.get("y"))
-        found.append(((text.text or "").replace("\xa0", " "), x, y, "rotate(-90" in style))
-    return found
 
 
 @pytest.mark.parametrize("count", [1, 3, 30, 300])

@@ -312,13 +312,28 @@ class Tags(HTMLParser):
         self.tags.append((tag, dict(attributes)))
 
 
-def test_the_page_is_one_file_without_scripts():
+def sources(text, kind):
+    """What the policy lets run or style, and what is there of it."""
+    policy = html.unescape(re.search('content="(default-src[^"]*)"', text)[1])
+    (allowed,) = re.findall(f"{kind}-src ([^;]*)", policy)
+    there = re.findall(f"<{kind}>(.*?)</{kind}>", text, re.DOTALL)
+    digests = [base64.b64encode(hashlib.sha256(part.encode()).digest()).decode() for part in there]
+    return policy, allowed.split(), [f"'sha256-{digest}'" for digest in digests]
+
+
+def test_the_page_is_one_file_that_runs_its_own_script_alone():
     e = pictured(target=replace(TARGET, name=HOSTILE), provenance={HOSTILE: HOSTILE})
     text = e.to_html(patch=4, smooth=2, robust=True)
     tags = Tags(text).tags
-    names = [tag for tag, _ in tags]
-    assert "script" not in names
-    assert "link" not in names
+    scripts = [attributes for tag, attributes in tags if tag == "script"]
+    assert scripts == [{"type": "application/json", "id": "data"}, {}]
+    for kind in ("script", "style"):
+        policy, allowed, there = sources(text, kind)
+        assert allowed == there
+        assert len(there) == 1
+    assert policy.startswith("default-src 'none'; style-src 'sha256-")
+    assert "img-src data:; base-uri 'none'; form-action 'none'" in policy
+    assert "link" not in [tag for tag, _ in tags]
     assert not any(key.startswith("on") for _, attributes in tags for key in attributes)
     assert "style" not in {key for _, attributes in tags for key in attributes}
     addresses = [a["src"] for _, a in tags if "src" in a] + [
@@ -326,17 +341,20 @@ def test_the_page_is_one_file_without_scripts():
     ]
     assert len(addresses) == 3
     assert all(re.match("data:image/(png|jpeg);base64,", address) for address in addresses)
-    (policy,) = [a["content"] for t, a in tags if t == "meta" and "http-equiv" in a]
-    assert policy.startswith("default-src 'none'; style-src 'sha256-")
-    assert "img-src data:;" in policy
-    assert "script-src" not in policy
     assert all(a.get("alt") for t, a in tags if t == "img")
     assert "\u202e" not in text
     assert "\x00" not in text
     for address in addresses:
         image = Image.open(io.BytesIO(base64.b64decode(address.split(",")[1])))
         assert image.size == (480, 384)
-    assert "The strongest 16 of 16 patches, before smoothing" in text
+    assert "The strongest 16 of 16 patches of 4 × 4 pixels of the model, before smoothing" in text
+
+
+def test_a_page_of_single_pixels_stays_small():
+    relevance = torch.randn(224, 224, generator=torch.Generator().manual_seed(0))
+    text = pictured(relevance, pixels=(224, 224)).to_html()
+    assert len(text) < 1_000_000
+    assert "The strongest 20 of 196 patches of 16 × 16 pixels of the model" in text
 
 
 def test_the_pages_numbers_are_the_explanations():
@@ -349,10 +367,6 @@ def test_the_pages_numbers_are_the_explanations():
         assert float(number) == pytest.approx(sums[int(row), int(column)].item(), abs=6e-4)
     positive = e.to_html(patch=4, sign="positive")
     assert len(re.findall(r"<tr><td>\d", positive)) == (sums > 0).sum().item()
-    # The style is what the policy allows.
-    style = re.search("<style>(.*?)</style>", text, re.DOTALL)[1]
-    digest = base64.b64encode(hashlib.sha256(style.encode()).digest()).decode()
-    assert f"'sha256-{digest}'" in html.unescape(text)
 
 
 def test_notebooks_show_it_by_itself():

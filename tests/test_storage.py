@@ -257,3 +257,47 @@ def test_check_writable_leaves_everything_as_it_was(tmp_path):
     assert path.read_text() == "old"
     assert path.stat().st_mtime_ns == before.st_mtime_ns
     assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_field_given_twice_is_refused(tmp_path):
+    text = single().to_json().replace('"rows"', '"dtype": "float64",\n "rows"')
+    with pytest.raises(InvalidFile, match='an object has "dtype" twice'):
+        Explanation.from_json(text)
+
+
+@pytest.mark.parametrize("depth", [10, 500, 985, 990, 995, 10_000])
+def test_nesting_is_refused_at_any_depth(depth):
+    text = '{"format": %s, "version": 3}' % ("[" * depth + "]" * depth)
+    with pytest.raises(InvalidFile):
+        Explanation.from_json(text)
+
+
+def test_a_small_file_takes_no_more_memory_than_it_holds():
+    """Rows that are long, of many targets and of many layers, but none of them all of these."""
+    empty = {"tokens": [], "token_ids": [], "relevance": [], "target": []}
+    long = {**empty, "tokens": ["a"] * 3000, "token_ids": [0] * 3000}
+    target = json.loads(single().to_json())["rows"][0]["target"]
+    wide = {**empty, "relevance": [[]] * 1000, "target": [target] * 1000}
+    document = json.loads(batch_of_many().to_json()) | {"rows": [long, wide, *[empty] * 1000]}
+    with pytest.raises(InvalidFile, match=r"with padding they would be \[1002, 1000, 3000\]"):
+        Explanation.from_json(json.dumps(document))
+
+
+def test_a_batch_of_very_different_lengths_is_read():
+    row = json.loads(single().to_json())["rows"][0]
+    long = {name: row[name] * 3000 for name in ("tokens", "token_ids", "relevance")}
+    document = json.loads(batch().to_json()) | {"rows": [row | long, *[row] * 500]}
+    assert Explanation.from_json(json.dumps(document)).relevance.shape == (501, 9000)
+
+
+@pytest.mark.skipif(not Path("/dev/fd").is_dir(), reason="pipes have no paths here")
+def test_safetensors_from_a_pipe_are_refused_without_waiting(tmp_path):
+    single().save(tmp_path / "file")
+    end, other = os.pipe()
+    try:
+        os.write(other, (tmp_path / "file").read_bytes())
+        with pytest.raises(InvalidFile, match="no regular file"):
+            Explanation.load(f"/dev/fd/{end}")
+    finally:
+        os.close(end)
+        os.close(other)

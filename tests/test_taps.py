@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 import lxt
 import zoo
-from lxt.errors import InvalidTap
+from lxt.errors import InvalidFile, InvalidTap
 
 CAUSAL = [
     name
@@ -359,3 +363,39 @@ def test_layers_are_chosen_by_number() -> None:
     e = lxt.explain(model, ids(), taps=[lxt.Residual(layer=-1), lxt.Heads(layer=[1, 0])])
     assert e.latent["residual"].sites == ["model.layers.1"]
     assert e.latent["heads"].sites == [f"model.layers.{i}.self_attn.o_proj:input" for i in (0, 1)]
+
+
+@pytest.mark.parametrize("target", [None, [lxt.Logit(3), lxt.Logit(4)]])
+def test_what_was_read_is_saved_too(target: Any, tmp_path: Path) -> None:
+    e = lxt.explain(zoo.build("llama"), ids(2), target=target, taps=ALL)
+    e.save(tmp_path / "e.safetensors")
+    again = lxt.Explanation.load(tmp_path / "e.safetensors")
+    assert list(again.latent) == list(e.latent)
+    for key, latent in e.latent.items():
+        same(again.latent[key], latent, 0)
+    assert not lxt.Explanation.from_json(e.to_json()).latent
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda one: one.pop("units"), r"latent\[0\] does not hold exactly"),
+        (lambda one: one.update(axes=["layers"]), "has not the axes layers"),
+        (lambda one: one.update(sites="x"), "sites 'x'"),
+        (lambda one: one.update(tensors=["relevance", "nothing"]), "has the tensors"),
+        (lambda one: one.update(tensors=["relevance"]), "lacks relevance or activation"),
+        (lambda one: one.update(units=[1, True]), "units that are no numbers"),
+        (lambda one: one.update(tensors=["relevance", "activation", "index"]), "lacks latent.0"),
+    ],
+)
+def test_damaged_files_are_refused(change: Any, message: str, tmp_path: Path) -> None:
+    e = lxt.explain(zoo.build("llama"), ids(), taps=lxt.Heads())
+    e.save(tmp_path / "e")
+    with safe_open(tmp_path / "e", framework="pt") as file:
+        header = dict(file.metadata())
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    content = json.loads(header["content"])
+    change(content["latent"][0])
+    save_file(tensors, tmp_path / "e", header | {"content": json.dumps(content)})
+    with pytest.raises(InvalidFile, match=message):
+        lxt.Explanation.load(tmp_path / "e")

@@ -20,7 +20,11 @@ from lxt.explained import ExplainedTarget
 from lxt.explanation import Explanation
 from lxt.geometry import Geometry
 from lxt.image_explanation import ImageExplanation
+from lxt.latent.edits import Add, Edit, Scale, Set
+from lxt.latent.features import Features
 from lxt.latent.relevance import Latent
+from lxt.latent.sae import SAE
+from lxt.latent.steering import steer
 from lxt.latent.taps import Experts, Heads, Neurons, Residual, Tap
 from lxt.latent.trace import trace
 from lxt.latent.units import Site, Unit
@@ -31,14 +35,18 @@ from lxt.structure import ClassPath, Having, OperatorName, Signature, Within
 from lxt.targets import Contrast, Every, Label, Logit, Prediction
 
 __all__ = [
+    "SAE",
+    "Add",
     "ClassPath",
     "Comparison",
     "Composite",
     "Contrast",
+    "Edit",
     "Every",
     "Experts",
     "ExplainedTarget",
     "Explanation",
+    "Features",
     "Geometry",
     "Having",
     "Heads",
@@ -52,6 +60,8 @@ __all__ = [
     "Propagation",
     "Report",
     "Residual",
+    "Scale",
+    "Set",
     "Signature",
     "Site",
     "Tap",
@@ -70,14 +80,15 @@ __all__ = [
     "rule",
     "rules",
     "sample",
+    "steer",
     "trace",
 ]
 
 if TYPE_CHECKING:
-    from lxt import efficient, explicit, exports, testing, utils  # noqa: F401 - imported when first asked for
+    from lxt import efficient, evaluate, explicit, exports, testing, utils  # noqa: F401 - imported when first asked for
 else:
 
     def __getattr__(name: str) -> Any:
-        if name in ("efficient", "explicit", "exports", "testing", "utils"):
+        if name in ("efficient", "evaluate", "explicit", "exports", "testing", "utils"):
             return importlib.import_module(f"lxt.{name}")
         raise AttributeError(f"module 'lxt' has no attribute {name!r}")

@@ -250,7 +250,7 @@ def arrived_at(
         if g is None:
             left = []
             break
-        outputs, seeds = captured.edge, waypoint.only(g)
+        outputs, seeds = waypoint.onward(g)
     if left:
         for place, one in zip(
             left, gradients(outputs, [leaves[place] for place in left], seeds), strict=True

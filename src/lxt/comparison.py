@@ -2,22 +2,25 @@
 
 from __future__ import annotations
 
-import math
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, cast, overload
+from typing import TYPE_CHECKING, Literal, cast, overload
 
-import torch
 from torch import Tensor
 
-from lxt import storage
+from lxt import correlation, storage
 from lxt.errors import InvalidInput
 from lxt.explained import ExplainedTarget
 from lxt.explanation import Explanation
+from lxt.image_explanation import ImageExplanation
 
 if TYPE_CHECKING:
+    import pandas
     from rich.console import Console, ConsoleOptions, RenderResult
+    from typing_extensions import Unpack
+
+    from lxt.views.comparison_figures import Drawing, DrawingOnce, Scaling, View
 
 __all__ = ["Comparison", "compare"]
 
@@ -43,7 +46,11 @@ def compare(*explanations: Explanation, names: Sequence[str] | None = None) -> C
         raise InvalidInput(f"compare takes two explanations or more, not {len(explanations)}")
     for i, explanation in enumerate(explanations):
         if not isinstance(explanation, Explanation):
-            raise InvalidInput(f"compare takes explanations, and number {i} is {explanation!r}")
+            pictures = isinstance(explanation, ImageExplanation)
+            why = ": those of pictures are not compared" if pictures else ""
+            raise InvalidInput(
+                f"compare takes explanations of text, and number {i} is {explanation!r}{why}"
+            )
         if len(explanation.axes) > 1:
             raise InvalidInput(
                 f"explanation {i} has the axes {', '.join(explanation.axes)}: compare takes a part "
@@ -109,7 +116,7 @@ class Comparison:
             InvalidInput: their tokens differ; quotes where.
 
         """
-        return _correlation(*self._pair(i, j))
+        return correlation.pearson(*self._pair(i, j))
 
     def spearman(self, i: int, j: int) -> float:
         """Return Spearman's correlation: Pearson's of ranks, of which equals share the mean.
@@ -117,8 +124,7 @@ class Comparison:
         It compares in which order tokens are relevant, whatever the scale. NaN and errors are as
         for ``pearson``.
         """
-        one, other = self._pair(i, j)
-        return _correlation(_ranks(one), _ranks(other))
+        return correlation.spearman(*self._pair(i, j))
 
     def _pair(self, i: int, j: int) -> tuple[Tensor, Tensor]:
         one, other = self.explanations[i], self.explanations[j]
@@ -148,6 +154,133 @@ class Comparison:
             html.page_of(list(zip(self.names, self.explanations, strict=True))), path
         )
 
+    @overload
+    def to_pdf(self, path: None = None, **options: Unpack[Drawing]) -> bytes: ...
+    @overload
+    def to_pdf(self, path: str | os.PathLike[str], **options: Unpack[Drawing]) -> None: ...
+    def to_pdf(
+        self,
+        path: str | os.PathLike[str] | None = None,
+        *,
+        view: View | None = None,
+        scale: Scaling = "shared",
+        top: int | None = None,
+        robust: bool | float = False,
+        title: str | None = None,
+    ) -> bytes | None:
+        """Return a picture of all, on as many pages of PDF as it takes, or write it to ``path``.
+
+        The caption states the scales, what is known of each, and correlations. Of two with the
+        same tokens ``"matrix"`` and ``"text"`` show the difference as well, as a third.
+
+        Args:
+            path: the file; a file of that name is replaced.
+            view: ``"matrix"``, a row for each with its tokens from left to right, in several lines
+                where they are too many for one; ``"text"``, each as running text below its name;
+                or ``"bars"``, of the tokens that are strongest in any, a bar for each explanation.
+                By default ``"matrix"``, or ``"text"`` where tokens differ, which is then the only
+                one.
+            scale: ``"shared"``, one scale for all and their difference: what looks the same is the
+                same relevance. With ``"each"`` every one goes up to its own largest |relevance|:
+                this compares patterns, not amounts.
+            top: how many tokens have bars, 20 by default; with ``scale="each"`` the strongest are
+                those with the largest part of their explanation's own scale.
+            robust: whether the strongest colour stands for the 95th percentile of |relevance| on
+                that scale, or for the one that is given; see ``Explanation.to_pdf``.
+            title: what stands above instead of the target's name; nothing if it is empty.
+
+        Raises:
+            InvalidInput: an option doesn't fit the comparison, or it is too large for a picture.
+            UnwritableFile: the file can't be written; one that was there is left as it was.
+
+        """
+        if path is not None:
+            storage.check_writable(path)
+        from lxt.views import comparison_figures
+
+        data = comparison_figures.draw(
+            self, format="pdf", view=view, scale=scale, top=top, robust=robust, title=title
+        )
+        return storage.written(data, path)
+
+    @overload
+    def to_image(self, path: None = None, **options: Unpack[DrawingOnce]) -> bytes: ...
+    @overload
+    def to_image(self, path: str | os.PathLike[str], **options: Unpack[DrawingOnce]) -> None: ...
+    def to_image(
+        self,
+        path: str | os.PathLike[str] | None = None,
+        *,
+        format: Literal["png", "svg"] | None = None,
+        view: View | None = None,
+        scale: Scaling = "shared",
+        top: int | None = None,
+        robust: bool | float = False,
+        title: str | None = None,
+        dpi: float = 200,
+    ) -> bytes | None:
+        """Return a picture of all as PNG or SVG, or write it to ``path``.
+
+        Args:
+            path: the file; a file of that name is replaced.
+            format: by default what the path ends with, ``.png`` or ``.svg``; PNG without a path.
+            view: as for ``to_pdf``, and so are ``scale``, ``top``, ``robust`` and ``title``.
+            scale: whether all have one scale, or each its own.
+            top: how many tokens have bars.
+            robust: whether the strongest colour stands for a percentile, and for which.
+            title: what stands above.
+            dpi: pixels of a PNG per inch; pictures of text are 200 mm wide.
+
+        Raises:
+            InvalidInput: an option doesn't fit the comparison, it is too large for a picture, or
+                the path ends with no format.
+            UnwritableFile: the file can't be written; one that was there is left as it was.
+
+        """
+        from lxt.views import comparison_figures, figures
+
+        chosen = figures.image_format(path, format)
+        if path is not None:
+            storage.check_writable(path)
+        data = comparison_figures.draw(
+            self,
+            format=chosen,
+            view=view,
+            scale=scale,
+            top=top,
+            robust=robust,
+            title=title,
+            dpi=dpi,
+        )
+        return storage.written(data, path)
+
+    def to_dataframe(self) -> pandas.DataFrame:
+        """Return a table of pandas with one line for each token of each explanation.
+
+        Its columns are ``explanation`` (the name), and those of ``Explanation.to_dataframe``:
+        ``position``, ``token``, ``token_id``, ``relevance``, ``share``. So it also holds
+        explanations whose tokens differ, and is what seaborn and ``groupby`` take. Where tokens
+        and ids are the same, and names differ, a column for each explanation is ::
+
+            table.pivot(
+                index=["position", "token"], columns="explanation", values="relevance"
+            )
+
+        Raises:
+            MissingPackage: pandas can't be imported.
+
+        """
+        from lxt import exports
+
+        tables = [exports.to_dataframe(explanation) for explanation in self.explanations]
+        import pandas
+
+        table = pandas.concat(tables, ignore_index=True)
+        counts = map(len, tables)
+        names = [name for name, count in zip(self.names, counts, strict=True) for _ in range(count)]
+        table.insert(0, "explanation", pandas.Series(names, dtype="object"))
+        return table
+
     def __str__(self) -> str:
         from lxt.views import comparison, terminal
 
@@ -172,29 +305,6 @@ def _first_difference(one: list[str], other: list[str]) -> str:
         if left != right:
             return f"at position {position} there is {left!r} and {right!r}"
     return f"there are {len(one)} and {len(other)}"
-
-
-def _correlation(one: Tensor, other: Tensor) -> float:
-    one, other = _centred(one), _centred(other)
-    product = math.sqrt(one.square().sum().item() * other.square().sum().item())
-    if not product:
-        return math.nan
-    return min(max((one * other).sum().item() / product, -1.0), 1.0)
-
-
-def _centred(values: Tensor) -> Tensor:
-    """Return deviations from the mean, with the largest as 1: no scale is too large to square."""
-    if not len(values) or (values == values[0]).all():
-        return torch.zeros_like(values)  # the mean, rounded, may differ from what all values are
-    values = values / values.abs().max()
-    values = values - values.mean()
-    return values / values.abs().max()
-
-
-def _ranks(values: Tensor) -> Tensor:
-    _, inverse, counts = values.unique(sorted=True, return_inverse=True, return_counts=True)
-    last = counts.cumsum(0).double()
-    return (last - (counts - 1) / 2)[inverse]
 
 
 def _telling_names(explanations: Sequence[Explanation]) -> list[str]:

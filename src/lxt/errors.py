@@ -41,6 +41,10 @@ class UnusedEditWarning(UserWarning):
     """A model was steered, and ran, and an edit had nothing to do."""
 
 
+class InactiveFeatureWarning(UserWarning):
+    """A feature of a sparse autoencoder is explained where it is 0."""
+
+
 class UnmappedOperationWarning(UserWarning):
     """A layer map leaves an operation on the path of relevance to autograd's plain gradient."""
 

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from lxt.errors import InvalidInput
+from lxt.latent.relevance import Latent
 
 if TYPE_CHECKING:
     from lxt.explanation import Explanation
@@ -31,8 +32,8 @@ class ExplainedTarget:
 
     kind: str
     """``"prediction"`` (the model's own top token), ``"logit"``, ``"contrast"`` (a difference of
-    two logits), ``"label"`` (of a classifier), ``"unit"`` (within the model) or ``"sum"`` (of several
-    of these)."""
+    two logits), ``"label"`` (of a classifier), ``"unit"`` (within the model) or ``"sum"`` (of
+    several of these)."""
     name: str
     """What a person reads: ``'" Paris"'``, ``'" Paris" − " London"'``, ``'POSITIVE'``,
     ``'5 tokens: " Paris" + …'``."""
@@ -53,7 +54,8 @@ class ExplainedTarget:
                 raise InvalidInput(f"target {field} {getattr(self, field)!r} is not a string")
         # Compared, not converted: an integer may be too large for a float.
         largest = sys.float_info.max
-        if not isinstance(self.value, int | float) or not -largest <= self.value <= largest:
+        is_number = isinstance(self.value, int | float) and not isinstance(self.value, bool)
+        if not is_number or not -largest <= self.value <= largest:
             raise InvalidInput(f"target value {self.value!r} is not a finite number")
         position = self.position
         counts = isinstance(position, int) and not isinstance(position, bool) and position >= 0
@@ -91,10 +93,28 @@ def check(explanation: Explanation) -> None:
                 f"target is a {type(target).__name__}, and one explanation takes one "
                 "ExplainedTarget"
             )
+    _check_latent(explanation)
     provenance = explanation.provenance
     items = provenance.items() if isinstance(provenance, dict) else [(None, None)]
     if not all(isinstance(text, str) for item in items for text in item):
         raise InvalidInput(f"provenance {provenance!r} is not a dict of strings")
+
+
+def _check_latent(explanation: Explanation) -> None:
+    latent = explanation.latent
+    if not isinstance(latent, dict) or not all(isinstance(name, str) for name in latent):
+        raise InvalidInput("latent is no dict of what taps read, by name")
+    sizes = dict(zip(explanation.axes, explanation.relevance.shape, strict=True))
+    for name, one in latent.items():
+        if not isinstance(one, Latent):
+            raise InvalidInput(f"latent[{name!r}] is a {type(one).__name__}, not a Latent")
+        theirs = dict(zip(one.axes, one.relevance.shape, strict=True))
+        for axis in ("batch", "targets", "tokens"):
+            if axis in theirs and theirs[axis] != sizes.get(axis):
+                raise InvalidInput(
+                    f"latent[{name!r}] has {theirs[axis]} on the axis {axis}, and relevance "
+                    f"{sizes.get(axis, 'no such')}"
+                )
 
 
 def _check_tensors(explanation: Explanation) -> None:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple, overload
 import torch
 from torch import Tensor, nn
 
-from lxt import image_storage, storage
+from lxt import image_json, image_storage, storage
 from lxt.composite import Composite
 from lxt.errors import InvalidInput
 from lxt.explained import ExplainedTarget
@@ -23,6 +23,7 @@ from lxt.image_inputs import (
 from lxt.pictures import read_picture
 
 if TYPE_CHECKING:
+    from rich.console import Console, ConsoleOptions, RenderResult
     from typing_extensions import Unpack
 
     from lxt.views.image import Drawing, DrawingOnce, ShownOptions, Sign, View
@@ -250,29 +251,42 @@ class ImageExplanation:
 
     @staticmethod
     def load(path: str | os.PathLike[str]) -> "ImageExplanation":
-        """Read a file that ``save`` wrote; nothing in it is executed.
+        """Read a file that ``save`` or ``to_json`` wrote; nothing in it is executed.
 
         Raises:
-            InvalidFile: the file can't be read, or holds something else.
+            InvalidFile: the file can't be read, or holds something else; says what is wrong, and
+                in JSON where.
 
         """
         return image_storage.read(path)
+
+    @staticmethod
+    def from_json(source: str | os.PathLike[str]) -> "ImageExplanation":
+        """Read what ``to_json`` gave: the text itself, which begins with a brace, or a file of it.
+
+        Raises:
+            InvalidFile: the file can't be read, or it is something else; says what is wrong, and
+                where: ``relevance[3][0]: …``.
+
+        """
+        return image_storage.read_json(source)
 
     @overload
     def to_json(self, path: None = None) -> str: ...
     @overload
     def to_json(self, path: str | os.PathLike[str]) -> None: ...
     def to_json(self, path: str | os.PathLike[str] | None = None) -> str | None:
-        """Return all but the picture as JSON, or write it to ``path``.
+        """Return it as JSON, which ``from_json`` and ``load`` read back, or write it to ``path``.
 
-        Relevance is a list of rows, and numbers are written such that they read back as the same
-        floats.
+        The picture is a PNG in it, so that no bit of it is lost, and numbers are written such that
+        they read back as the same floats; see `lxt.image_json.schema`.
 
         Raises:
+            InvalidInput: the picture has more than ``lxt.image_json.MOST_PIXELS`` pixels.
             UnwritableFile: the file can't be written; one that was there is left as it was.
 
         """
-        return storage.written(image_storage.to_json(self), path)
+        return storage.written(image_json.to_json(self), path)
 
     @overload
     def to_image(self, path: None = None, **options: "Unpack[DrawingOnce]") -> bytes: ...
@@ -366,7 +380,8 @@ class ImageExplanation:
     ) -> str | None:
         """Return one HTML page that needs nothing else, or write it to ``path``.
 
-        It has all views, to choose from, and runs no script. Arguments as for ``to_image``.
+        It has all views, to choose from, and reads the patch under the pointer, or the one that
+        arrow keys went to; its only script is its own. Arguments as for ``to_image``.
 
         Raises:
             InvalidInput: an option is none of those that there are.
@@ -387,9 +402,14 @@ class ImageExplanation:
         return self.to_image()
 
     def __str__(self) -> str:
-        from lxt.views import image_summary
+        from lxt.views import image_terminal
 
-        return image_summary.text(self)
+        return image_terminal.text(self)
+
+    def __rich_console__(self, console: "Console", options: "ConsoleOptions") -> "RenderResult":
+        from lxt.views import image_terminal
+
+        yield image_terminal.render(self)
 
     def __repr__(self) -> str:
         rows, columns = self.relevance.shape

@@ -1,86 +1,80 @@
-"""How explanations of pictures are stored: safetensors to read back, JSON to hand on."""
+"""How explanations of pictures are stored: safetensors, or JSON, and read from either."""
 
 import json
 import os
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
-from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 
-from lxt.errors import InvalidFile, InvalidInput
-from lxt.explained import ExplainedTarget
+from lxt import image_json, kinds, storage
+from lxt.errors import InvalidInput
 from lxt.geometry import Geometry
+from lxt.image_json import FORMAT, VERSION
+from lxt.json_node import Node
 
 if TYPE_CHECKING:
     from lxt.image_explanation import ImageExplanation
-
-FORMAT = "lxt.image_explanation"
-VERSION = 1
-"""Of what is written, and all that is read."""
 
 _TENSORS = ("relevance", "image")
 
 
 def to_safetensors(explanation: "ImageExplanation") -> bytes:
     """Return the tensors, with all else as JSON in the header of the safetensors format."""
-    header = {"format": FORMAT, "version": str(VERSION), "content": json.dumps(_rest(explanation))}
+    content = {
+        "geometry": asdict(explanation.geometry),
+        "target": asdict(explanation.target),
+        "provenance": explanation.provenance,
+    }
+    header = {"format": FORMAT, "version": str(VERSION), "content": json.dumps(content)}
     tensors = {name: getattr(explanation, name).contiguous() for name in _TENSORS}
     return save(tensors, metadata=header)
 
 
-def to_json(explanation: "ImageExplanation") -> str:
-    """Return all but the picture as JSON of ASCII characters only."""
-    content = {
-        "format": FORMAT,
-        "version": VERSION,
-        "relevance": explanation.relevance.tolist(),
-    }
-    return json.dumps(content | _rest(explanation), allow_nan=False) + "\n"
-
-
 def read(path: str | os.PathLike[str]) -> "ImageExplanation":
-    """Read an explanation that was written as ``to_safetensors`` gives it.
+    """Read an explanation of a picture in safetensors or JSON, whichever the file holds.
 
     Raises:
         InvalidFile: the file can't be read, or holds something else; quotes path and reason.
 
     """
+    with storage.reading(repr(os.fspath(path)), "a saved explanation of a picture"):
+        found = storage.opened(path)
+        return image_json.read(found) if isinstance(found, Node) else of_stored(found)
+
+
+def read_json(source: str | os.PathLike[str]) -> "ImageExplanation":
+    """Read one from JSON: the text itself, which begins with a brace, or a file of it.
+
+    Raises:
+        InvalidFile: the file can't be read, or it is something else; quotes path and place.
+
+    """
+    with storage.reading(storage.name_of(source), "an explanation of a picture in JSON"):
+        return image_json.parse(storage.json_text(source))
+
+
+def of_stored(file: storage.Stored) -> "ImageExplanation":
+    """Read what ``to_safetensors`` gave.
+
+    Raises:
+        InvalidInput: it is something else.
+
+    """
     from lxt.image_explanation import ImageExplanation
 
-    try:
-        with safe_open(os.fspath(path), framework="pt") as file:
-            content = _content(file.metadata() or {})
-            missing = set(_TENSORS) - set(file.keys())
-            if missing:
-                raise InvalidInput(f"it lacks {', '.join(sorted(missing))}")
-            # A tensor that was read may be a view of the file, which others may overwrite.
-            tensors = {name: file.get_tensor(name).clone() for name in _TENSORS}
-        geometry = _exactly(content["geometry"], {"image", "pixels", "box"}, "geometry")
-        target = _exactly(
-            content["target"], {"kind", "name", "value", "position", "prediction"}, "target"
-        )
-        return ImageExplanation(
-            **tensors,
-            geometry=Geometry(**geometry),
-            target=ExplainedTarget(**target),
-            provenance=content["provenance"],
-        )
-    except (OSError, ValueError, SafetensorError, RecursionError) as error:
-        raise InvalidFile(
-            f"{os.fspath(path)!r} is not a saved explanation of a picture: {error}"
-        ) from error
-
-
-def _rest(explanation: "ImageExplanation") -> dict[str, Any]:
-    return {
-        "geometry": asdict(explanation.geometry),
-        "target": asdict(explanation.target),
-        "provenance": explanation.provenance,
-    }
+    content = _content(file.header)
+    geometry = storage.with_keys(content["geometry"], {"image", "pixels", "box"}, "geometry")
+    return ImageExplanation(
+        **file.tensors(_TENSORS),
+        geometry=Geometry(**geometry),
+        target=storage.target_of(content["target"]),
+        provenance=content["provenance"],
+    )
 
 
 def _content(header: dict[str, str]) -> dict[str, Any]:
+    kinds.check(header.get("format"), FORMAT)
     if header.get("format") != FORMAT:
         raise InvalidInput(f"its header does not name the format {FORMAT}")
     version = header.get("version", "")
@@ -88,14 +82,5 @@ def _content(header: dict[str, str]) -> dict[str, Any]:
         raise InvalidInput(
             f"it has format version {version!r}, and this version of lxt reads {VERSION}"
         )
-    try:
-        content = json.loads(header.get("content", ""))
-    except ValueError as error:
-        raise InvalidInput(f"its header is not JSON: {error}") from error
-    return _exactly(content, {"geometry", "target", "provenance"}, "header")
-
-
-def _exactly(fields: Any, names: set[str], what: str) -> dict[str, Any]:
-    if not isinstance(fields, dict) or set(fields) != names:
-        raise InvalidInput(f"its {what} does not hold exactly {', '.join(sorted(names))}")
-    return fields
+    fields = {"geometry", "target", "provenance"}
+    return storage.with_keys(storage.content_of(header), fields, "header")

@@ -6,6 +6,7 @@ say: lengths that do not fit together.
 """
 
 import json
+import math
 import sys
 from dataclasses import asdict
 from importlib import resources
@@ -14,14 +15,15 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 from torch import Tensor
 
+from lxt import kinds
 from lxt.errors import InvalidInput
 from lxt.explained import KINDS, ExplainedTarget
-from lxt.json_node import Node
+from lxt.json_node import Node, document_of
 
 if TYPE_CHECKING:
     from lxt.explanation import Explanation
 
-FORMAT = "lxt.explanation"
+FORMAT = kinds.TEXT
 VERSION = 3
 """Of what is written, by every kind of file. Version 2 has no layers, and as JSON neither axes nor
 dtype; version 1 has besides neither targets as an axis nor sums. All else is the same."""
@@ -37,6 +39,9 @@ _AXES = tuple(
     for targets in ([], ["targets"])
     for layers in ([], ["layers"])
 )
+_ALWAYS_PADDED, _MOST_PADDING = 10_000_000, 100
+"""A batch may have so many numbers, and so many more for each that its rows hold: a small file
+whose longest rows differ in which of their sizes is large would take any amount of memory."""
 _INT64 = torch.iinfo(torch.int64)
 
 
@@ -83,23 +88,15 @@ def parse(text: str) -> "Explanation":
         InvalidInput: it is something else; says where, as ``rows[0].relevance[3]``.
 
     """
-    try:
-        document = Node(json.loads(text, parse_constant=_no_number))
-    except RecursionError:
-        raise InvalidInput("it is nested too deeply") from None
-    except ValueError as error:
-        raise InvalidInput(f"it is not JSON: {error}") from None
-    return _explanation(document)
+    return read(document_of(text))
 
 
-def _no_number(constant: str) -> None:
-    raise InvalidInput(f"{constant} is no number there")
-
-
-def _explanation(document: Node) -> "Explanation":
+def read(document: Node) -> "Explanation":
+    """Read a document as ``parse`` does."""
     from lxt.explanation import Explanation
 
-    document.fields(("format", "version"), others=True)["format"].one_of((FORMAT,))
+    kinds.check(document.fields(("format", "version"), others=True)["format"].value, FORMAT)
+    document["format"].one_of((FORMAT,))
     version = document["version"].value
     if isinstance(version, bool) or version not in READ:
         known = f"{', '.join(map(str, READ[:-1]))} and {READ[-1]}"
@@ -171,27 +168,28 @@ def _row(row: Node, form: _Form) -> _Row:
     if form.layers is not None:
         sizes = {"layers": len(form.layers)} | sizes
     if form.is_many:
-        target = [_target(one) for one in row["target"].items()]
+        target = [target_of(one) for one in row["target"].items()]
         sizes = {"targets": len(target)} | sizes
     else:
-        target = _target(row["target"])
+        target = target_of(row["target"])
     largest = torch.finfo(form.dtype or torch.float64).max
-    values = _nested(row["relevance"], list(sizes.items()), largest)
+    values = nested(row["relevance"], list(sizes.items()), largest)
     relevance = torch.tensor(values, dtype=torch.float64).reshape(tuple(sizes.values()))
     return _Row(tokens, torch.tensor(ids, dtype=torch.int64), relevance, target)
 
 
-def _nested(node: Node, sizes: list[tuple[str, int]], largest: float) -> list[Any]:
+def nested(node: Node, sizes: list[tuple[str, int]], largest: float) -> list[Any]:
     """Return numbers in lists as deep as there are sizes, and as long."""
     (name, size), *inner = sizes
     if len(node.list()) != size:
         raise node.wrong(f"{len(node.value)} given where there are {size} {name}")
     if inner:
-        return [_nested(item, inner, largest) for item in node.items()]
+        return [nested(item, inner, largest) for item in node.items()]
     return [item.number(largest) for item in node.items()]
 
 
-def _target(target: Node) -> ExplainedTarget:
+def target_of(target: Node) -> ExplainedTarget:
+    """Read what ``target_fields`` makes of one target."""
     target.fields(_FIELDS_OF_A_TARGET)
     position = target["position"]
     return ExplainedTarget(
@@ -210,7 +208,15 @@ def _stacked(rows: list[_Row], form: _Form) -> dict[str, Any]:
     if form.is_many:
         inner = [max((len(row.target) for row in rows), default=0), *inner]
     dtype = form.dtype or _narrowest(rows)
-    relevance = torch.zeros(len(rows), *inner, width, dtype=dtype)
+    shape = (len(rows), *inner, width)
+    needed = max(math.prod(shape), len(rows) * width)
+    given = sum(row.relevance.numel() + len(row.tokens) for row in rows)
+    if needed > _ALWAYS_PADDED + _MOST_PADDING * given:
+        raise InvalidInput(
+            f"rows: with padding they would be {list(shape)}, {needed} numbers, and they hold "
+            f"{given}: their sizes differ too much for a batch"
+        )
+    relevance = torch.zeros(shape, dtype=dtype)
     ids = torch.zeros(len(rows), width, dtype=torch.int64)
     mask = torch.zeros(len(rows), width, dtype=torch.bool)
     for i, row in enumerate(rows):

@@ -93,3 +93,32 @@ class Node:
         if self.value not in choices:
             raise self.is_not(f"one of {', '.join(map(json.dumps, choices))}")
         return self.value
+
+
+def document_of(text: str) -> Node:
+    """Parse JSON; of the constants that only Python knows, such as NaN, none is a number.
+
+    Raises:
+        InvalidInput: it is no JSON.
+
+    """
+    try:
+        return Node(json.loads(text, parse_constant=_no_number, object_pairs_hook=_object))
+    except RecursionError:
+        raise InvalidInput("it is nested too deeply") from None
+    except ValueError as error:
+        raise InvalidInput(f"it is not JSON: {error}") from None
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Refuse what programs read differently: some take the first of two, some the last."""
+    found: dict[str, Any] = {}
+    for name, value in pairs:
+        if name in found:
+            raise InvalidInput(f"an object has {json.dumps(name)} twice")
+        found[name] = value
+    return found
+
+
+def _no_number(constant: str) -> None:
+    raise InvalidInput(f"{constant} is no number there")

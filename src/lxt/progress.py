@@ -31,8 +31,8 @@ def as_progress(wanted: Any) -> bool:
 
 
 @contextmanager
-def progress_of(total: int, what: str, *, shown: bool) -> Iterator[Callable[[int], None]]:
-    """Yield what to call with each number of steps done, out of `total`."""
+def progress_of(total: int | None, what: str, *, shown: bool) -> Iterator[Callable[[int], None]]:
+    """Yield what to call with each number of steps done, out of `total`, if that is known."""
     if not shown:
         yield lambda _: None
         return

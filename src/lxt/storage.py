@@ -5,16 +5,21 @@ import errno
 import json
 import os
 import secrets
+import stat
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
+from torch import Tensor
 
-from lxt import json_format
+from lxt import json_format, kinds
 from lxt.errors import InvalidFile, InvalidInput, UnwritableFile
 from lxt.explained import ExplainedTarget
 from lxt.json_format import FORMAT, READ, VERSION
+from lxt.json_node import Node, document_of
+from lxt.latent import stored
 
 if TYPE_CHECKING:
     from lxt.explanation import Explanation
@@ -33,9 +38,11 @@ def to_safetensors(explanation: "Explanation") -> bytes:
         "provenance": explanation.provenance,
         "layers": explanation.layers,
     }
+    if explanation.latent:
+        content["latent"] = stored.described(explanation.latent)
     header = {"format": FORMAT, "version": str(VERSION), "content": json.dumps(content)}
     tensors = {name: getattr(explanation, name).contiguous() for name in _TENSORS}
-    return save(tensors, metadata=header)
+    return save(tensors | stored.tensors_of(explanation.latent), metadata=header)
 
 
 def read(path: str | os.PathLike[str]) -> "Explanation":
@@ -45,16 +52,9 @@ def read(path: str | os.PathLike[str]) -> "Explanation":
         InvalidFile: the file can't be read, or holds something else; quotes path and reason.
 
     """
-    try:
-        with Path(path).open("rb") as file:
-            head = file.read(8)
-            # A safetensors file begins with the length of its header, in eight bytes of which the
-            # last are 0, since it is limited; and text holds no NUL.
-            if b"\0" not in head:
-                return json_format.parse(_text(head + file.read()))
-        return _read_safetensors(path)
-    except (OSError, ValueError, SafetensorError, RecursionError) as error:
-        raise InvalidFile(f"{os.fspath(path)!r} is not a saved explanation: {error}") from error
+    with reading(repr(os.fspath(path)), "a saved explanation"):
+        found = opened(path)
+        return json_format.read(found) if isinstance(found, Node) else of_stored(found)
 
 
 def read_json(source: str | os.PathLike[str]) -> "Explanation":
@@ -64,56 +64,124 @@ def read_json(source: str | os.PathLike[str]) -> "Explanation":
         InvalidFile: the file can't be read, or it is something else; quotes path and place.
 
     """
-    if isinstance(source, str) and source.lstrip().startswith("{"):
-        return from_json(source, "the text")
-    name = repr(os.fspath(source))
-    try:
-        data = Path(source).read_bytes()
-    except (OSError, ValueError) as error:
-        raise InvalidFile(f"{name} is not an explanation in JSON: {error}") from error
-    return from_json(data, name)
+    with reading(name_of(source), "an explanation in JSON"):
+        return json_format.parse(json_text(source))
 
 
-def from_json(text: str | bytes, name: str) -> "Explanation":
-    """Read an explanation from JSON, which error messages call by that name.
+class Stored(NamedTuple):
+    """A file in the safetensors format, of whatever it may be."""
+
+    path: str
+    header: dict[str, str]
+
+    def tensors(self, names: Sequence[str]) -> dict[str, Tensor]:
+        """Return those of these names.
+
+        Raises:
+            InvalidInput: it lacks one.
+
+        """
+        with safe_open(self.path, framework="pt") as file:
+            missing = set(names) - set(file.keys())
+            if missing:
+                raise InvalidInput(f"it lacks {', '.join(sorted(missing))}")
+            # A tensor that was read may be a view of the file, which others may overwrite.
+            return {name: file.get_tensor(name).clone() for name in names}
+
+
+@contextlib.contextmanager
+def reading(name: str, what: str) -> Iterator[None]:
+    """Turn what goes wrong on the way from a file, or text, into one error.
 
     Raises:
-        InvalidFile: it is something else; quotes the name and the place.
+        InvalidFile: quotes the name, which says what is read, and the reason.
 
     """
     try:
-        return json_format.parse(text if isinstance(text, str) else _text(text))
-    except ValueError as error:
-        raise InvalidFile(f"{name} is not an explanation in JSON: {error}") from error
+        yield
+    except (OSError, ValueError, SafetensorError, RecursionError) as error:
+        raise InvalidFile(f"{name} is not {what}: {error}") from error
 
 
-def _text(data: bytes) -> str:
+def opened(path: str | os.PathLike[str]) -> Node | Stored:
+    """Return a document of JSON, or a file of safetensors, whichever it is.
+
+    Raises:
+        OSError: the file can't be read.
+        ValueError: it is neither.
+        SafetensorError: it is a broken one of these.
+
+    """
+    with Path(path).open("rb") as file:
+        head = file.read(8)
+        # A safetensors file begins with the length of its header, in eight bytes of which the
+        # last are 0, since it is limited; and text holds no NUL.
+        if b"\0" not in head:
+            return document_of(text_of(head + file.read()))
+        if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+            # From a pipe, the first bytes are gone, and to open it again may wait for ever.
+            raise InvalidInput("it is no regular file, and of others only JSON is read")
+    with safe_open(os.fspath(path), framework="pt") as file:
+        return Stored(os.fspath(path), file.metadata() or {})
+
+
+def name_of(source: str | os.PathLike[str]) -> str:
+    """Return what messages call JSON that is given as itself, or by its path."""
+    return "the text" if _is_json(source) else repr(os.fspath(source))
+
+
+def json_text(source: str | os.PathLike[str]) -> str:
+    """Return JSON that is given as itself, which begins with a brace, or by its path.
+
+    Raises:
+        OSError: the file can't be read.
+        ValueError: it is no text.
+
+    """
+    return str(source) if _is_json(source) else text_of(Path(source).read_bytes())
+
+
+def _is_json(source: str | os.PathLike[str]) -> bool:
+    return isinstance(source, str) and source.lstrip().startswith("{")
+
+
+def text_of(data: bytes) -> str:
+    """Return a text in UTF-8.
+
+    Raises:
+        InvalidInput: it is something else.
+
+    """
     try:
         return data.decode("utf-8-sig")  # some editors put a byte order mark before a text
     except UnicodeDecodeError:
         raise InvalidInput("it is neither safetensors nor JSON") from None
 
 
-def _read_safetensors(path: str | os.PathLike[str]) -> "Explanation":
+def of_stored(file: Stored) -> "Explanation":
+    """Read what ``to_safetensors`` gave.
+
+    Raises:
+        InvalidInput: it is something else.
+
+    """
     from lxt.explanation import Explanation
 
-    with safe_open(os.fspath(path), framework="pt") as file:
-        content = _content(file.metadata() or {})
-        missing = set(_TENSORS) - set(file.keys())
-        if missing:
-            raise InvalidInput(f"it lacks {', '.join(sorted(missing))}")
-        # A tensor that was read may be a view of the file, which others may overwrite.
-        tensors = {name: file.get_tensor(name).clone() for name in _TENSORS}
+    content, tensors = _content(file.header), file.tensors(_TENSORS)
     return Explanation(
-        **tensors,
+        relevance=tensors["relevance"],
+        token_ids=tensors["token_ids"],
+        mask=tensors["mask"],
         tokens=content["tokens"],
         target=_targets(content["target"]),
         provenance=content["provenance"],
         layers=content["layers"],
+        latent=stored.restored(content["latent"], file.tensors),
     )
 
 
 def _content(header: dict[str, str]) -> dict[str, Any]:
+    kinds.check(header.get("format"), FORMAT)
     if header.get("format") != FORMAT:
         raise InvalidInput(f"its header does not name the format {FORMAT}")
     version = header.get("version", "")
@@ -123,25 +191,47 @@ def _content(header: dict[str, str]) -> dict[str, Any]:
             f"it has format version {version!r}, and this version of lxt reads "
             f"{', '.join(known[:-1])} and {known[-1]}"
         )
+    content = content_of(header)
+    if isinstance(content, dict):
+        content = {"latent": []} | ({} if version == str(VERSION) else {"layers": None}) | content
+    return with_keys(content, {"tokens", "target", "provenance", "layers", "latent"}, "header")
+
+
+def content_of(header: dict[str, str]) -> Any:
+    """Return what the header of a safetensors file holds as JSON.
+
+    Raises:
+        InvalidInput: it is no JSON.
+
+    """
     try:
-        content = json.loads(header.get("content", ""))
+        return json.loads(header.get("content", ""))
     except ValueError as error:
         raise InvalidInput(f"its header is not JSON: {error}") from error
-    if version != str(VERSION) and isinstance(content, dict):
-        content = {"layers": None} | content
-    return _with_keys(content, {"tokens", "target", "provenance", "layers"}, "header")
 
 
 def _targets(fields: Any) -> Any:
-    return [_targets(one) for one in fields] if isinstance(fields, list) else _target(fields)
+    return [_targets(one) for one in fields] if isinstance(fields, list) else target_of(fields)
 
 
-def _target(fields: Any) -> ExplainedTarget:
+def target_of(fields: Any) -> ExplainedTarget:
+    """Read a target from a header.
+
+    Raises:
+        InvalidInput: it is something else.
+
+    """
     names = {"kind", "name", "value", "position", "prediction"}
-    return ExplainedTarget(**_with_keys(fields, names, "target"))
+    return ExplainedTarget(**with_keys(fields, names, "target"))
 
 
-def _with_keys(fields: Any, names: set[str], what: str) -> dict[str, Any]:
+def with_keys(fields: Any, names: set[str], what: str) -> dict[str, Any]:
+    """Return an object of exactly these fields.
+
+    Raises:
+        InvalidInput: it is something else; ``what`` is its name.
+
+    """
     if not isinstance(fields, dict) or set(fields) != names:
         raise InvalidInput(f"its {what} does not hold exactly {', '.join(sorted(names))}")
     return fields

@@ -21,9 +21,10 @@ from lxt.explained import ExplainedTarget
 from lxt.gradients import compute_dtype
 from lxt.heads import Head
 from lxt.inputs import EmbeddingLeaf, TokenBatch, encode, input_embeddings
-from lxt.latent.inside import Inside, Waypoint
+from lxt.latent.inside import Inside
 from lxt.latent.probes import Told
 from lxt.latent.units import Unit
+from lxt.latent.waypoints import Waypoint
 from lxt.passes import Change, Pass
 from lxt.targets import Label, Readout, Targets, task_of
 

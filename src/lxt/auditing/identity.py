@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from lxt.composite import Composite
+from lxt.latent.steering import steer_likewise
 from lxt.passes import Case, Pass
 
 __all__ = [
@@ -141,6 +142,7 @@ def fits_in_float64(model: nn.Module, limit: int) -> bool:
 
 
 def in_float64(case: Case) -> Case:
-    """The case of a copy of its model in float64."""
+    """The case of a copy of its model in float64, steered as it is."""
     model = copy.deepcopy(case.model).double()
+    steer_likewise(model, case.model)
     return case.on(model)

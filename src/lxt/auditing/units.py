@@ -21,7 +21,7 @@ from lxt.engine.records import Call
 __all__ = ["taken_apart", "units_that_are_none"]
 
 _LINEAR = ("passthrough", "linear")
-_LINEAR_IN_ONE = ("product", "quotient")
+_LINEAR_IN_ONE = ("product", "gated_product", "quotient")
 
 
 def taken_apart(model: nn.Module, calls: list[Call]) -> list[Finding]:

@@ -1,11 +1,11 @@
-"""The shell: `lxt explain PROMPT`, `lxt show FILE…` and `lxt audit MODEL`, each in its own file."""
+"""The shell: `lxt explain`, `lxt show`, `lxt audit` and `lxt atlas`, each in its own file."""
 
 from typing import Annotated
 
 import typer
 
 from lxt._version import __version__
-from lxt.cli import audit, explain, show
+from lxt.cli import atlas, audit, explain, show
 
 __all__ = ["app"]
 
@@ -18,6 +18,7 @@ app = typer.Typer(
 )
 for _command in (explain.explain, show.show, audit.audit):
     app.command()(_command)
+app.add_typer(atlas.atlas, name="atlas")
 
 
 def _print_version(wanted: bool) -> None:

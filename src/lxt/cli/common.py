@@ -55,12 +55,24 @@ def read(prompt: str) -> str:
     """
     if prompt == "-":
         try:
-            prompt = sys.stdin.buffer.read().decode().removesuffix("\n")
+            prompt = standard_input().decode().removesuffix("\n")
         except UnicodeDecodeError as error:
             raise errors.InvalidInput(f"standard input is not UTF-8 text: {error}") from None
     if not prompt.strip():
         raise errors.InvalidInput(f"the prompt is empty ({prompt!r}): give some text to explain")
     return prompt
+
+
+def standard_input() -> bytes:
+    """Return all that standard input holds.
+
+    Raises:
+        InvalidInput: it is closed.
+
+    """
+    if sys.stdin is None:  # as a shell's <&- makes it
+        raise errors.InvalidInput("standard input is closed, and - reads it")
+    return sys.stdin.buffer.read()
 
 
 def check_composite(name: str) -> None:

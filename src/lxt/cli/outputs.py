@@ -19,6 +19,7 @@ from lxt.errors import InvalidInput, UnwritableFile
 if TYPE_CHECKING:
     from lxt.comparison import Comparison
     from lxt.explanation import Explanation
+    from lxt.image_explanation import ImageExplanation
 
 Html = Annotated[Path | None, typer.Option(help="Write it as a page, one file.")]
 Open = Annotated[
@@ -27,9 +28,7 @@ Open = Annotated[
 Json = Annotated[
     str | None, typer.Option(metavar="PATH", help="Write it as JSON; - prints nothing else.")
 ]
-Save = Annotated[
-    Path | None, typer.Option(help="Write it to a file that lxt.Explanation.load reads.")
-]
+Save = Annotated[Path | None, typer.Option(help="Write it to a file that load and lxt show read.")]
 Pdf = Annotated[Path | None, typer.Option(help="Write a picture of it as PDF.")]
 Png = Annotated[Path | None, typer.Option(help="Write a picture of it as PNG.")]
 Svg = Annotated[Path | None, typer.Option(help="Write a picture of it as SVG.")]
@@ -47,32 +46,37 @@ class Outputs:
     png: Path | None
     svg: Path | None
 
-    def check(self) -> None:
-        """Raise now what writing would raise after long work; see ``check_files``."""
+    def check(self, read: Sequence[str] = ()) -> None:
+        """Raise now what writing would raise after long work; see ``check_files``.
+
+        Args:
+            read: the files that are read, which none is written over.
+
+        """
         for name in ("html", "save", "pdf", "png", "svg"):
             if str(getattr(self, name)) == "-":
                 raise InvalidInput(f"--{name} -: standard output takes --json - alone; give a file")
-        check_files([self.html, self.json, self.save, self.pdf, self.png, self.svg])
+        files = [self.html, self.json, self.save, self.pdf, self.png, self.svg]
+        check_files(files)
+        sources = {Path(file).resolve(): file for file in read if file != "-"}
+        for file in files:
+            if file is not None and file != "-" and Path(file).resolve() in sources:
+                raise InvalidInput(f"{str(file)!r} is what is read: give another file to write")
 
     def check_for_comparison(self) -> None:
         """Raise `InvalidInput` for what only a single explanation is written as."""
-        for name in ("json", "save", "pdf", "png", "svg"):
+        for name in ("json", "save"):
             if getattr(self, name) is not None:
                 raise InvalidInput(
-                    f"--{name} takes one file to show; of several there are --html and --open"
+                    f"--{name} takes one file to show; of several there are --html, --open, --pdf, "
+                    "--png and --svg"
                 )
 
-    def put(self, explanation: Explanation) -> None:
+    def put(self, explanation: Explanation | ImageExplanation) -> None:
         """Write the files, and print the explanation, or its JSON."""
         if self.save:
             explanation.save(self.save)
-        if self.pdf:
-            explanation.to_pdf(self.pdf)
-        if self.png:
-            explanation.to_image(self.png, format="png")
-        if self.svg:
-            explanation.to_image(self.svg, format="svg")
-        self._put_page(explanation)
+        self._put_views(explanation)
         if self.json == "-":
             put_text(explanation.to_json())
             return
@@ -81,11 +85,20 @@ class Outputs:
         put(explanation)
 
     def put_comparison(self, comparison: Comparison) -> None:
-        """Write the page, and print the comparison."""
-        self._put_page(comparison)
+        """Write the page and pictures, and print the comparison."""
+        self._put_views(comparison)
         put(comparison)
 
-    def _put_page(self, shown: Explanation | Comparison) -> None:
+    def _put_views(self, shown: Explanation | ImageExplanation | Comparison) -> None:
+        if self.pdf:
+            shown.to_pdf(self.pdf)
+        if self.png:
+            shown.to_image(self.png, format="png")
+        if self.svg:
+            shown.to_image(self.svg, format="svg")
+        self._put_page(shown)
+
+    def _put_page(self, shown: Explanation | ImageExplanation | Comparison) -> None:
         page = self.html
         if page is None:
             if not self.open:

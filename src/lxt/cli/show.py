@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import sys
 from dataclasses import replace
-from typing import TYPE_CHECKING, Annotated, Any, cast
+from typing import TYPE_CHECKING, Annotated, Any, TypeGuard, cast
 
 import typer
 
@@ -13,6 +12,7 @@ from lxt.errors import InvalidInput
 
 if TYPE_CHECKING:
     from lxt.explanation import Explanation
+    from lxt.image_explanation import ImageExplanation
 
 
 def show(
@@ -49,8 +49,17 @@ def show(
             to.check_for_comparison()
         if files.count("-") > 1:
             raise InvalidInput("standard input is there once, and - is given more often")
-        to.check()
-        parts = [_part_of(file, row, target, layer) for file in files]
+        to.check(read=files)
+        loaded = [_load(file) for file in files]
+        if len(loaded) == 1 and not _is_text(loaded[0]):
+            _refuse_parts(files[0], {"--row": row, "--target": target, "--layer": layer})
+            to.put(loaded[0])
+            return
+        explanations = _texts(files, loaded)
+        parts = [
+            _part_of(file, explanation, row, target, layer)
+            for file, explanation in zip(files, explanations, strict=True)
+        ]
         if len(parts) == 1:
             to.put(parts[0])
             return
@@ -65,8 +74,38 @@ def show(
         to.put_comparison(compare(*parts))
 
 
-def _part_of(file: str, row: int | None, target: int | None, layer: str | None) -> Explanation:
-    explanation = _load(file)
+def _is_text(explanation: Explanation | ImageExplanation) -> TypeGuard[Explanation]:
+    from lxt.explanation import Explanation
+
+    return isinstance(explanation, Explanation)
+
+
+def _texts(files: list[str], loaded: list[Explanation | ImageExplanation]) -> list[Explanation]:
+    """Return what several files hold, if it is explanations of text, which can be compared."""
+    pictures = [f for f, one in zip(files, loaded, strict=True) if not _is_text(one)]
+    if not pictures:
+        return [explanation for explanation in loaded if _is_text(explanation)]
+    listed = ", ".join(map(repr, pictures))
+    if len(pictures) < len(files):
+        raise InvalidInput(
+            f"{listed}: of a picture, and the others are of text; only these are compared"
+        )
+    raise InvalidInput(f"{listed}: explanations of pictures are not compared; give one file")
+
+
+def _refuse_parts(file: str, given: dict[str, int | str | None]) -> None:
+    """Raise where an option asks for a part that an explanation of a picture doesn't have."""
+    for option, value in given.items():
+        if value is not None:
+            raise InvalidInput(
+                f"{file!r} is an explanation of a picture, whole as it is: {option} picks a part "
+                "of one of text"
+            )
+
+
+def _part_of(
+    file: str, explanation: Explanation, row: int | None, target: int | None, layer: str | None
+) -> Explanation:
     try:
         if layer is not None:
             explanation = _layer(explanation, layer)
@@ -81,12 +120,12 @@ def _part_of(file: str, row: int | None, target: int | None, layer: str | None) 
     return explanation
 
 
-def _load(file: str) -> Explanation:
-    from lxt import storage
+def _load(file: str) -> Explanation | ImageExplanation:
+    from lxt import kinds
 
     if file == "-":
-        return storage.from_json(sys.stdin.buffer.read(), "standard input")
-    return storage.read(file)
+        return kinds.from_json(common.standard_input(), "standard input")
+    return kinds.load(file)
 
 
 def _lacks(explanation: Explanation, option: str, what: str) -> str:

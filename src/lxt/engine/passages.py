@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
@@ -53,11 +53,16 @@ class Probe(Protocol):
         """Which of both."""
         ...
 
+    @property
+    def in_the_open(self) -> bool:
+        """Whether what it computes runs under the rules, and not as it is."""
+        ...
+
     def starts(self) -> None:
         """The model's forward begins."""
 
     def __call__(self, passing: Passing) -> Tensor:
-        """A tensor with the value of the one that passes; operations within run as they are."""
+        """A tensor with the value of the one that passes."""
         ...
 
 
@@ -113,7 +118,7 @@ class _Passage(StandIn):
             return value
         mode = in_force.mode
         assert mode is not None, "it runs under the rules"
-        with mode.suspended():
+        with nullcontext() if probe.in_the_open else mode.suspended():
             y = probe(Passing(x, args, kwargs, mode.is_rerun))
         return value if y is x else replaced(value, x, y)
 

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd import Function
 
+from lxt.engine.beside import Enter, beside
 from lxt.engine.frames import version_of
 from lxt.engine.operands import PLAIN, is_container, mapped, written_later
 
@@ -178,11 +179,12 @@ def _kept(
 
 @dataclass(frozen=True)
 class Surroundings:
-    """Where calls are made: devices, autocast, the device that new tensors are made on."""
+    """Where calls are made: devices, autocast, the device that new tensors are made on, edits."""
 
     devices: tuple[torch.device, ...]
     autocast: tuple[tuple[str, bool, torch.dtype, bool], ...]
     default_device: torch.device
+    beside: tuple[Enter, ...]
 
     @classmethod
     def now(cls, tensors: Iterable[Tensor]) -> Surroundings:
@@ -202,12 +204,15 @@ class Surroundings:
                 if torch.amp.is_autocast_available(kind)
             ),
             torch.get_default_device(),
+            beside.entered,
         )
 
     @contextmanager
     def restored(self) -> Iterator[None]:
-        """The same autocast and default device again."""
+        """The same autocast, default device and edits again."""
         with ExitStack() as entered:
+            for enter in self.beside:
+                entered.enter_context(enter())
             for kind, enabled, dtype, cache in self.autocast:
                 entered.enter_context(
                     torch.autocast(kind, enabled=enabled, dtype=dtype, cache_enabled=cache)

@@ -134,7 +134,7 @@ def _stacks(
 
 def _listed(module: nn.Module) -> list[nn.Module]:
     if isinstance(module, nn.ModuleList):
-        return [child for child in module if _is_compound(child)]
+        return [child for child in module if child is not None and _is_compound(child)]
     return _alike(module) if isinstance(module, nn.Sequential) else []
 
 

@@ -111,7 +111,8 @@ class Anatomy:
 
 _Modules = tuple[tuple[str, int, type], ...]
 _known = weakref.WeakKeyDictionary[nn.Module, tuple[_Modules, Anatomy]]()
-_lock = threading.Lock()
+# One scan at a time: torch runs a module's hooks from the very table that another scan adds to.
+_scanning = threading.RLock()
 
 
 def anatomy_of(model: nn.Module, run: Callable[[], Any]) -> Anatomy:
@@ -130,15 +131,14 @@ def anatomy_of(model: nn.Module, run: Callable[[], Any]) -> Anatomy:
 
     """
     modules = tuple((name, id(m), type(m)) for name, m in model.named_modules())
-    with _lock:
+    with _scanning:
         known = _known.get(model)
-    if known is not None and known[0] == modules:
-        return known[1]
-    anatomy = _Scan(model).of(run)
-    if anatomy.layers:
-        with _lock:
+        if known is not None and known[0] == modules:
+            return known[1]
+        anatomy = _Scan(model).of(run)
+        if anatomy.layers:
             _known[model] = modules, anatomy
-    return anatomy
+        return anatomy
 
 
 @dataclass

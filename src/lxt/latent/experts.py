@@ -38,14 +38,14 @@ class Routed:
         _, indices, weights = kept
         return self._by_expert(weights, indices).reshape(*x.shape[:2], -1).to(x.dtype)
 
-    def relevance(self, g: Tensor, x: Tensor, kept: Sequence[Tensor]) -> Tensor:
-        """The same of relevance."""
+    def read(self, g: Tensor, x: Tensor, kept: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+        """The same of relevance, and the weights."""
         hidden, indices, weights = kept
         received = g.reshape(-1, g.shape[-1])
         parts = zip(indices.split(1, -1), weights.split(1, -1), strict=True)
         each = [(received * self._output(hidden, *part)).sum(-1) for part in parts]
         found = self._by_expert(torch.stack(each, -1), indices)
-        return found.reshape(*g.shape[:2], -1)
+        return found.reshape(*g.shape[:2], -1), self.values(x, kept)
 
     def _output(self, hidden: Tensor, indices: Tensor, weights: Tensor) -> Tensor:
         """What one expert of each token makes, with its weight: [tokens, channels]."""

@@ -12,50 +12,19 @@ from torch import Tensor, nn
 
 from lxt.engine.passages import Probe
 from lxt.errors import InvalidTap
-from lxt.latent.probes import Capture, Captured, Passage, Reader, Told
+from lxt.latent.features import FeatureCapture, FeatureWaypoint
+from lxt.latent.probes import Capture, Passage, Reader, Told
+from lxt.latent.sae import SAE
 from lxt.latent.taps import AnyTap, Place
 from lxt.latent.units import Site, Unit
+from lxt.latent.waypoints import Waypoint
 
 if TYPE_CHECKING:
     from lxt.latent.anatomy import Anatomy
 
-__all__ = ["Inside", "Waypoint", "as_units"]
+__all__ = ["Inside", "as_units"]
 
-
-@dataclass(frozen=True)
-class Waypoint:
-    """A site that relevance must go through, and what of it counts.
-
-    Attributes:
-        captured: the place in the graph.
-        units: of which relevance goes on.
-
-    """
-
-    captured: Captured
-    units: Sequence[Unit]
-    passage: Passage
-
-    def only(self, g: Tensor) -> Tensor:
-        """Of a gradient [targets, *shape] what arrives at the units."""
-        rows, tokens = self.passage.rows, self.passage.tokens
-        flat = g.reshape(len(g), rows, tokens, -1)
-        found = torch.zeros_like(flat)
-        for unit in self.units:
-            at, v = unit.channels(flat.shape[-1]), unit.direction
-            places = slice(None) if unit.position is None else self._position(unit.position)
-            part = flat[:, :, places, at]
-            if v is not None:
-                v = (v / v.norm()).to(part)
-                part = (part @ v)[..., None] * v
-            found[:, :, places, at] = part
-        return found.reshape(g.shape)
-
-    def _position(self, position: int) -> slice:
-        tokens = self.passage.tokens
-        if not -tokens <= position < tokens:
-            raise InvalidTap(f"there is no position {position}: there are {tokens} tokens")
-        return slice(position % tokens, position % tokens + 1)
+Source = tuple[Site, SAE | None]
 
 
 def as_units(units: Any, argument: str) -> list[Unit]:
@@ -115,13 +84,18 @@ class Inside:
             lens=place.lens,
         )
 
-    def _captures(self, units: Sequence[Unit], *, values: bool) -> dict[Site, Capture]:
-        sites = dict.fromkeys(unit.place for unit in units)
-        found: dict[Site, Capture] = {}
-        for site in sites:
-            module = site.the_module(self.model)
+    def _captures(self, units: Sequence[Unit], *, values: bool) -> dict[Source, Capture]:
+        found: dict[Source, Capture] = {}
+        for source in dict.fromkeys(unit.source for unit in units):
+            site, sae = source
             name = str(site).removeprefix("/")
-            found[site] = Capture(name, module, site.end, self.passage, values=values)
+            given = name, site.the_module(self.model), site.end, self.passage
+            if sae is None:
+                found[source] = Capture(*given, values=values)
+                continue
+            numbers = [u.feature for u in units if u.source == source and u.feature is not None]
+            wanted = list(dict.fromkeys(numbers))
+            found[source] = FeatureCapture(*given, sae, wanted, values=values)
         return found
 
     @cached_property
@@ -164,22 +138,23 @@ class Inside:
 
         """
         parts = []
-        for site, capture in self._explained.items():
+        for source, capture in self._explained.items():
             values = capture.captured.values
             assert values is not None, "positions were kept"
             for unit in self.units:
-                if unit.place == site:
+                if unit.source == source and unit.feature is None:
                     unit.require_in(values.shape[-1])
             parts.append(values)
         return torch.cat(parts, -1)
 
     def channels(self, unit: Unit) -> slice:
-        """Where a unit's site is in `values`."""
+        """Where a unit is in `values`."""
         start = 0
-        for site, capture in self._explained.items():
+        for source, capture in self._explained.items():
             values: Any = capture.captured.values
-            if site == unit.place:
-                return slice(start, start + values.shape[-1])
+            if source == unit.source:
+                at = capture.channels(unit, values.shape[-1])
+                return slice(start + at.start, start + at.stop)
             start += values.shape[-1]
         raise KeyError(unit)
 
@@ -191,11 +166,15 @@ class Inside:
 
         """
         found = []
-        for site, capture in self._waypoints.items():
+        for source, capture in self._waypoints.items():
             captured = capture.captured
-            units = [unit for unit in self.through if unit.place == site]
+            units = [unit for unit in self.through if unit.source == source]
+            if isinstance(capture, FeatureCapture):
+                given = captured, units, self.passage, self.explicit
+                found.append(FeatureWaypoint(*given, capture))
+                continue
             width = captured.shape.numel() // (self.passage.rows * self.passage.tokens)
             for unit in units:
                 unit.require_in(width)
-            found.append(Waypoint(captured, units, self.passage))
+            found.append(Waypoint(captured, units, self.passage, self.explicit))
         yield from sorted(found, key=lambda one: -one.captured.number)

@@ -15,7 +15,7 @@ class Role(enum.Enum):
     """What an operator does with what its operands hold."""
 
     MOVE, VIEW, SUM, PRODUCT, FUNCTION, MATMUL, SOFTMAX, ATTENTION, NORM, REDUCTION = range(10)
-    JOIN, PICK, WRITE, FILL, EMPTY, OPAQUE = range(10, 16)
+    JOIN, PICK, WRITE, FILL, EMPTY, FACTORY, OPAQUE = range(10, 17)
 
 
 def _roles() -> dict[str, Role]:
@@ -37,6 +37,7 @@ def _roles() -> dict[str, Role]:
         Role.PICK: "index index_select gather masked_select take",
         Role.WRITE: "copy_ index_put_",
         Role.FILL: "fill_ zero_ bernoulli_ normal_ uniform_ exponential_ random_",
+        Role.FACTORY: "zeros_like ones_like full_like new_zeros new_ones new_full rand_like",
         Role.EMPTY: "empty empty_like new_empty empty_strided new_empty_strided",
     }
     return {name: role for role, listed in names.items() for name in listed.split()}

@@ -17,7 +17,7 @@ from lxt.gradients import compute_dtype
 
 __all__ = ["Kind", "Parts", "by_tokens"]
 
-Kind = Literal["tokens", "heads", "neurons", "experts"]
+Kind = Literal["tokens", "heads", "neurons", "experts", "features"]
 
 
 @dataclass(frozen=True)

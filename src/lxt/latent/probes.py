@@ -21,7 +21,7 @@ from lxt.engine.passages import Passing, same_memory
 from lxt.errors import InvalidTap
 from lxt.gradients import compute_dtype, remember
 from lxt.latent.parts import Parts, by_tokens
-from lxt.latent.units import End
+from lxt.latent.units import End, Unit
 
 __all__ = ["Capture", "Captured", "Channels", "Lens", "Passage", "Reader", "Told"]
 
@@ -86,8 +86,8 @@ class Lens(Protocol):
         """What is told of x [rows, tokens, channels]: [rows, tokens, units]."""
         ...
 
-    def relevance(self, g: Tensor, x: Tensor, kept: Sequence[Tensor]) -> Tensor:
-        """Their relevance, for the gradient g at x."""
+    def read(self, g: Tensor, x: Tensor, kept: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+        """Their relevance, for the gradient g at x, and the values."""
         ...
 
 
@@ -102,9 +102,9 @@ class Channels:
         """The channels."""
         return x
 
-    def relevance(self, g: Tensor, x: Tensor, kept: Sequence[Tensor]) -> Tensor:
-        """Their relevance."""
-        return g * x
+    def read(self, g: Tensor, x: Tensor, kept: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+        """Their relevance, and the channels."""
+        return g * x, x
 
 
 @dataclass(frozen=True)
@@ -121,12 +121,12 @@ class _Read:
         wide = compute_dtype(x.dtype)
         x, g = x.to(wide).reshape(self.shape), g.to(wide).reshape(self.shape)
         if not self.explicit:
-            r = self.lens.relevance(g, x, kept)
+            r, values = self.lens.read(g, x, kept)
         elif isinstance(self.lens, Channels):
-            r = g
+            r, values = g, x
         else:  # what arrives is relevance itself
-            r = self.lens.relevance((g / x).where(x != 0, 0), x, kept)
-        return self.parts.told(r, self.lens.values(x, kept), self.mask)
+            r, values = self.lens.read((g / x).where(x != 0, 0), x, kept)
+        return self.parts.told(r, values, self.mask)
 
 
 class Reader:
@@ -136,6 +136,8 @@ class Reader:
         told: in the last forward pass, once for each time that the module ran.
 
     """
+
+    in_the_open = False
 
     def __init__(
         self,
@@ -234,6 +236,8 @@ class Capture:
     With `values`, what passes at the positions that are explained.
     """
 
+    in_the_open = False
+
     def __init__(
         self, site: str, module: nn.Module, end: End, passage: Passage, *, values: bool
     ) -> None:
@@ -258,6 +262,10 @@ class Capture:
             edge = get_gradient_edge(x) if x.requires_grad else None
             self._captured.append(Captured(edge, values, x.shape, next_number()))
         return x
+
+    def channels(self, unit: Unit, width: int) -> slice:
+        """Where a unit is in values of so many channels."""
+        return unit.channels(width)
 
     @property
     def captured(self) -> Captured:

@@ -131,7 +131,7 @@ class Provenance(TorchDispatchMode):
             if _is_whole(args[0]):
                 self._values.pop(_storage(args[0]), None)
             return
-        if not known:
+        if not known or role is Role.FACTORY:
             return
         self.bent += op.bends
         if role in (Role.MOVE, Role.VIEW):
@@ -197,9 +197,7 @@ class Provenance(TorchDispatchMode):
             case Role.MATMUL:
                 if Kind.WEIGHTS in kinds:
                     return self._made(Kind.ATTENTION, heads=1 if y.dim() > 3 else None)
-                # Past a product, a convolution over tokens makes no neurons but a gated filter.
-                is_filter = op.name == "convolution" and not kinds <= {Kind.LINEAR, Kind.OTHER}
-                if len(known) == 1 and not is_filter:
+                if len(known) == 1:
                     return self._made(Kind.LINEAR, gathered=gathered)
             case Role.NORM | Role.REDUCTION:
                 value = values[0]

@@ -18,7 +18,7 @@ class Latent:
     """Relevance of the units of some sites, one for each layer, to each target.
 
     Axes are those of the explanation, ``"batch"`` and ``"targets"`` as far as it has them, then
-    ``"layers"``, ``"tokens"`` unless they were summed, and ``"heads"`` or ``"neurons"``. Of the
+    ``"layers"``, ``"tokens"`` unless they were summed, and the units, such as ``"neurons"``. Of the
     strongest, ``"top"`` stands for these; a row of fewer ends with relevance 0 at index -1.
 
     Raises:
@@ -43,6 +43,12 @@ class Latent:
     were summed), and unit."""
 
     def __post_init__(self) -> None:
+        for name in ("relevance", "activation"):
+            x = getattr(self, name)
+            if not isinstance(x, Tensor) or x.dtype not in (torch.float32, torch.float64):
+                raise InvalidInput(f"{name} is no tensor of float32 or float64")
+        if self.index is not None and self.index.dtype != torch.int64:
+            raise InvalidInput(f"index is {self.index.dtype}, not int64")
         sizes = dict(zip(self.axes, self.relevance.shape, strict=False))
         if len(sizes) != self.relevance.dim() or sizes.get("layers") != len(self.sites):
             raise InvalidInput(
@@ -93,7 +99,8 @@ class Latent:
                 int(i) for i in torch.unravel_index(torch.tensor(number), self.relevance.shape)
             ]
             at = dict(zip(self.axes, place, strict=True))
-            position, unit = at.get("tokens", -1), at.get("heads", at.get("neurons", 0))
+            units = [at[axis] for axis in self.axes if axis not in ("layers", "tokens", "top")]
+            position, unit = at.get("tokens", -1), units[0] if units else 0
             if self.index is not None:
                 position, unit = self.index[tuple(place)].tolist()
                 if unit < 0:

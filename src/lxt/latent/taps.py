@@ -72,6 +72,11 @@ class AnyTap(ABC):
 
         """
 
+    @property
+    def companions(self) -> Sequence[AnyTap]:
+        """What is read along with it, under keys of their own."""
+        return ()
+
     def parts(self, kind: Kind, heads: int | None = None) -> Parts:
         """What is told of a kind of units."""
         return Parts(kind, heads, self.over == "tokens", self.top)
@@ -241,6 +246,7 @@ class Experts(_OfLayers):
 
 
 def _place(site: Site, model: nn.Module, parts: Parts) -> Place:
+    site = Site(f"/{site.module.removeprefix('/')}", site.end, site.heads)
     return Place(site, site.the_module(model), parts)
 
 
@@ -272,7 +278,7 @@ def as_taps(taps: Any) -> list[AnyTap]:
                 f"{tap!r} is no tap: give lxt.Residual(), lxt.Heads(), lxt.Neurons(), lxt.Tap(…) "
                 "or the path of modules"
             )
-        found.append(tap)
+        found += [tap, *tap.companions]
     keys = [tap.key for tap in found]
     for key in keys:
         if keys.count(key) > 1:

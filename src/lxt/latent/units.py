@@ -5,13 +5,16 @@ from __future__ import annotations
 import difflib
 from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
-from typing import Literal
+from typing import Any, Literal
 
 from torch import Tensor, nn
 
 from lxt.errors import InvalidTap
+from lxt.latent.sae import SAE, as_sae
 
 __all__ = ["End", "Site", "Unit"]
+
+_PARTS = ("neuron", "head", "direction", "feature")
 
 End = Literal["input", "output"]
 
@@ -76,17 +79,21 @@ class Site:
 
 @dataclass(frozen=True, eq=False)
 class Unit:
-    """A part of what goes through a site: a neuron, a head, or a direction; or all of it.
+    """A part of what goes through a site: a neuron, head, direction or feature; or all of it.
 
     >>> lxt.Unit("layers.17.mlp.act_fn", neuron=5687, position=-1)
     >>> lxt.Unit(lxt.Site("layers.3.self_attn.o_proj", end="input", heads=9), head=5)
     >>> lxt.Unit("layers.12", direction=v)
+    >>> lxt.Unit("layers.15", feature=123, sae=sae)
 
     Attributes:
         site: a `Site`, or the path of a module whose output it is.
         neuron: an index into the last axis; negative ones count from the end.
         head: an index of a head, where the site tells how many there are.
         direction: a vector as long as the last axis; the unit is the projection onto it.
+        feature: an index of a feature of a sparse autoencoder of what goes through the site, which
+            is not 0 where it fires.
+        sae: the autoencoder: an `SAE`, or what one is made from.
         position: of which token, counted without padding, negative ones from the end; None for the
             last one where a single one is asked for, and for all where many may be.
 
@@ -99,6 +106,8 @@ class Unit:
     neuron: int | None = None
     head: int | None = field(default=None, kw_only=True)
     direction: Tensor | None = field(default=None, kw_only=True)
+    feature: int | None = field(default=None, kw_only=True)
+    sae: Any = field(default=None, kw_only=True)
     position: int | None = field(default=None, kw_only=True)
 
     def __post_init__(self) -> None:
@@ -106,7 +115,7 @@ class Unit:
             object.__setattr__(self, "site", Site(self.site))
         if not isinstance(self.site, Site):
             raise InvalidTap(f"{self.site!r} is no lxt.Site, nor the path of a module")
-        for name in ("neuron", "head", "position"):
+        for name in ("neuron", "head", "feature", "position"):
             value = getattr(self, name)
             if value is not None and (not isinstance(value, int) or isinstance(value, bool)):
                 raise InvalidTap(f"{name}={value!r} is no integer")
@@ -116,7 +125,11 @@ class Unit:
                 raise InvalidTap("direction is no vector: give a tensor of one axis")
             if not v.isfinite().all() or not v.any():
                 raise InvalidTap("direction is zero, or not finite")
-        parts = [n for n in ("neuron", "head", "direction") if getattr(self, n) is not None]
+        if (self.feature is None) != (self.sae is None):
+            raise InvalidTap("a feature is one of an autoencoder: give feature=… and sae=…")
+        if self.sae is not None:
+            object.__setattr__(self, "sae", as_sae(self.sae))
+        parts = [n for n in _PARTS if getattr(self, n) is not None]
         if len(parts) > 1:
             raise InvalidTap(f"a unit is one of {' and '.join(parts)}, not both")
         if self.head is not None and self.place.heads is None:
@@ -138,10 +151,17 @@ class Unit:
             return f"{self.place}[{self.neuron}]"
         if self.head is not None:
             return f"{self.place} head {self.head}"
+        if self.feature is not None:
+            return f"{self.place} feature {self.feature}"
         return f"{self.place} · direction" if self.direction is not None else str(self.place)
 
     def __repr__(self) -> str:
         return f"<Unit {self.name}>"
+
+    @property
+    def source(self) -> tuple[Site, SAE | None]:
+        """What its value is read from: a site, or features of what goes through it."""
+        return self.place, self.sae
 
     def at(self, position: int | None) -> Unit:
         """The same part of another token."""
@@ -167,7 +187,14 @@ class Unit:
             )
 
     def channels(self, width: int) -> slice:
-        """Which of the last axis it is; all for a direction."""
+        """Which of the last axis it is; all for a direction.
+
+        Raises:
+            InvalidTap: it is a feature, which an autoencoder makes of all of them.
+
+        """
+        if self.feature is not None:
+            raise InvalidTap(f"{self.name} is no channel: it is read by an encoder")
         if self.neuron is not None:
             return slice(self.neuron % width, self.neuron % width + 1)
         if self.head is not None and self.place.heads is not None:

@@ -5,9 +5,11 @@ from __future__ import annotations
 import itertools
 from collections import defaultdict
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from rich.console import Group, RenderableType
+from rich.cells import cell_len
+from rich.console import Console, ConsoleOptions, Group, RenderableType, RenderResult
 from rich.markup import escape
 from rich.padding import Padding
 from rich.table import Table
@@ -24,6 +26,9 @@ __all__ = ["as_text", "renderables"]
 
 MOST_ROWS = 8
 """Of longer lists only so many are shown; the JSON has all."""
+
+_BESIDE_NAMES = 28
+"""With fewer columns beside the names of operations and rules these are wrapped, as all is."""
 
 _STATUS = {
     "rule": "under a rule",
@@ -92,12 +97,29 @@ def _coverage(report: Report) -> RenderableType:
             key = _short(row.operation), f"{row.rule or 'none'}{stops}"
             calls[key] += row.times
             modules[key].add(row.module_class)
-    table = _table("operation", "rule", "in", right=("calls",))
-    for key, count in sorted(calls.items(), key=lambda item: -item[1]):
-        names = sorted(modules[key])
+    rows: list[tuple[str, str, str, str]] = []
+    for (operation, rule), count in sorted(calls.items(), key=lambda item: -item[1]):
+        names = sorted(modules[operation, rule])
         where = ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
-        table.add_row(*(escape(_inert(cell)) for cell in (*key, where)), str(count))
-    return _titled(title, table)
+        rows.append((_inert(operation), _inert(rule), _inert(where), str(count)))
+    return _titled(title, _Coverage(rows))
+
+
+@dataclass(frozen=True)
+class _Coverage:
+    """Which rule each operation had; where there is room, their names are on one line."""
+
+    rows: list[tuple[str, str, str, str]]
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        table = _table("operation", "rule", "in", right=("calls",))
+        names = [max(map(cell_len, column)) for column in [*zip(*self.rows, strict=True)][:2]]
+        if sum(names) + _BESIDE_NAMES <= options.max_width:
+            for column in table.columns[:2]:
+                column.no_wrap = True
+        for row in self.rows:
+            table.add_row(*map(escape, row))
+        yield table
 
 
 def _ledger(report: Report) -> Group:
@@ -129,20 +151,24 @@ def _layers(report: Report) -> RenderableType:
     kept = layers if len(layers) <= 2 * MOST_ROWS else (*layers[:4], *layers[-4:])
     rows = [(b.received, b.passed, b.gross_received, b.gross_passed) for b in kept]
     number = _number_format(*itertools.chain.from_iterable(rows))
-    for bound, row in zip(kept, rows, strict=True):
+    for i, (bound, row) in enumerate(zip(kept, rows, strict=True)):
+        if i == 4 and len(kept) < len(layers):
+            table.add_row(f"… {len(layers) - len(kept)} more", style="dim")
         table.add_row(escape(_inert(bound.module)), *map(number, row))
     title = "layers in the model's order: relevance R that came in from above and went out below"
-    return _titled(title, table, hidden=len(layers) - len(kept))
+    return _titled(title, table)
 
 
 def _additions(report: Report) -> RenderableType:
     worst = sorted(report.additions, key=lambda addition: -addition.amplification)
+    worst = worst[: MOST_ROWS // 2]
+    number = _number_format(*(addition.amplification for addition in worst))
     table = _table("module", "code", right=("Σ|R|",))
-    for addition in worst[: MOST_ROWS // 2]:
+    for addition in worst:
         table.add_row(
             escape(_inert(addition.module or "the model")),
             escape(_inert(addition.code)),
-            f"× {addition.amplification:.3g}",
+            f"× {number(addition.amplification)}",
         )
     return _titled("where additions make the most of it: Σ|R| below over Σ|R| above", table)
 
@@ -189,12 +215,9 @@ def _table(*columns: str, right: tuple[str, ...] = ()) -> Table:
     return table
 
 
-def _titled(title: str, table: Table, hidden: int = 0) -> Padding:
-    """A table under its title, which may be wider, and how many rows are not shown."""
-    parts: list[RenderableType] = [Text(_inert(title), style="bold"), table]
-    if hidden > 0:
-        parts.append(Text(f"… and {hidden} more", style="dim"))
-    return Padding(Group(*parts), (1, 0, 0, 0))
+def _titled(title: str, table: RenderableType) -> Padding:
+    """A table under its title, which may be wider."""
+    return Padding(Group(Text(_inert(title), style="bold"), table), (1, 0, 0, 0))
 
 
 def _short(operation: str) -> str:

@@ -41,6 +41,8 @@ class Listing:
     """The |relevance| at which a bar is full."""
     lead: str = ""
     """What the first column is called."""
+    named: str = "token"
+    """What the second one is called."""
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
         width, coloured = options.max_width, marks.is_coloured(console)
@@ -52,14 +54,14 @@ class Listing:
         number = max(number, len(name))
         shares = [entry.share for entry in self.entries] if width >= _NARROW else []
         share = max(map(len, ["share", *shares])) + 1 if any(shares) else 0
-        token = max(map(cell_len, ["token", *tokens]))
+        token = max(map(cell_len, [self.named, *tokens]))
         token = min(token, max(_SHORTEST_TOKEN, width // 4))
         bar = width - (lead + 1 + token + 2 + number + 2 + share)
         if bar < _SHORTEST_BAR:
             bar = 0
             token = max(min(token, width - (lead + 1 + 1 + number)), 1)
         between = "  " if bar else " "
-        head = f"{padded(title, lead)} {padded('token', token)}{between}{name:>{number}}"
+        head = f"{padded(title, lead)} {padded(self.named, token)}{between}{name:>{number}}"
         yield Text(head + ("share".rjust(width - cell_len(head)) if share else ""), "dim")
         axis = Axis.of([entry.relevance / (self.scale or 1) for entry in self.entries])
         for entry, text in zip(self.entries, tokens, strict=True):

@@ -50,6 +50,28 @@ def legend_block(legend: Legend, fonts: Fonts) -> Block:
     return Block(22.0, paint)
 
 
+def swatch_blocks(swatches: Sequence[tuple[str, str]], fonts: Fonts, width: float) -> list[Block]:
+    """Return what names the colours of several things, in lines: of each its name and colour."""
+    part, room = _SMALL / SIZE, width - 2 * MARGIN
+    lines: list[list[tuple[float, str, str]]] = [[]]
+    x = 0.0
+    for name, shade in swatches:
+        name = fonts.fitted(name, (room - 11) / part)
+        size = 11 + fonts.measure(name) * part
+        if x and x + size > room:
+            lines.append([])
+            x = 0.0
+        lines[-1].append((MARGIN + x, name, shade))
+        x += size + 12
+
+    def paint(line: list[tuple[float, str, str]], pen: Pen, top: float) -> None:
+        for x, name, shade in line:
+            pen.box(x, top + 3.5, 7, 7, shade)
+            pen.write(x + 11, top + 10, name, INK, size=_SMALL)
+
+    return [Block(13.0, partial(paint, line)) for line in lines]
+
+
 def relevance_legend(scale: "Scale") -> Legend:
     """Return the library's own colours from the lowest relevance to the highest."""
     number = number_format(scale.end)
@@ -86,7 +108,7 @@ def facts(summary: Summary) -> list[str]:
         "sum of relevance": summary.total_number,
     }
     second = {name: fact for name, fact in facts.items() if name not in first}
-    return [_joined(first), _joined(second)]
+    return [joined(first), joined(second)]
 
 
 def facts_of_targets(matrix: Matrix) -> list[str]:
@@ -96,7 +118,7 @@ def facts_of_targets(matrix: Matrix) -> list[str]:
         names = {"value": "values", "sum": "sums of relevance"}
         first |= {name: _range(matrix.sums[key]) for key, name in names.items()}
     second = {name: fact for name, fact in matrix.facts.items() if name not in first}
-    return [_joined(first), _joined(second)]
+    return [joined(first), joined(second)]
 
 
 def facts_of_layers(matrix: Matrix) -> list[str]:
@@ -104,7 +126,7 @@ def facts_of_layers(matrix: Matrix) -> list[str]:
     facts, sums = dict(matrix.facts), matrix.sums["sum"]
     first = {name: facts.pop(name) for name in ("explained", "value")}
     first["sum of relevance"] = f"{sums[0]} at the first layer, {sums[-1]} at the last"
-    return [_joined(first), _joined(facts)]
+    return [joined(first), joined(facts)]
 
 
 def _range(numbers: Sequence[str]) -> str:
@@ -116,7 +138,8 @@ def shortened(text: str) -> str:
     return text if len(text) <= _LONGEST else text[: _LONGEST - 1] + "…"
 
 
-def _joined(facts: dict[str, str]) -> str:
+def joined(facts: dict[str, str]) -> str:
+    """Return facts as one line."""
     return "  ·  ".join(f"{name}: {shortened(fact)}" for name, fact in facts.items())
 
 

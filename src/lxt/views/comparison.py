@@ -1,7 +1,5 @@
 """Comparisons in a terminal: tokens one below the other, a column for each explanation."""
 
-import itertools
-import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -12,14 +10,12 @@ from rich.text import Text
 
 from lxt.tokens import printable
 from lxt.views import colour, marks, terminal
+from lxt.views.compared import correlations, difference_of, distinct, facts_of
 from lxt.views.legible import Fitted, padded, shown
 from lxt.views.summary import ShownToken, Summary, number_format, summarise
 
 if TYPE_CHECKING:
     from lxt.comparison import Comparison
-
-MOST_PAIRS = 10
-"""Of more pairs of explanations, the correlations of only so many are shown."""
 
 _SHORTEST_TOKEN, _LONGEST_NAME = 6, 16
 
@@ -59,11 +55,11 @@ class _SideBySide:
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
         summaries = [summarise(explanation) for explanation in self.comparison]
         names = [shown(name, options.encoding) for name in self.names]
-        shared, own = _facts(summaries, self.names)
+        shared, own = facts_of(summaries, self.names)
         if shared:
             yield terminal.Facts(shared)
         if any(own):
-            yield terminal.Facts(dict(zip(_distinct(names), own, strict=True)))
+            yield terminal.Facts(dict(zip(distinct(names), own, strict=True)))
         yield Text()
         columns = [
             _Column(
@@ -75,7 +71,7 @@ class _SideBySide:
             for name, summary in zip(names, summaries, strict=True)
         ]
         if len(columns) == 2:
-            columns.append(self._difference())
+            columns.append(self._difference(summaries))
         listed = _listed(summaries)
         if len(listed) < len(summaries[0].tokens):
             yield _note(
@@ -87,52 +83,22 @@ class _SideBySide:
         yield Text()
         yield from self._correlations(names)
 
-    def _difference(self) -> _Column:
-        values = self.comparison.difference(0, 1).tolist()
+    def _difference(self, summaries: list[Summary]) -> _Column:
+        values = difference_of(self.comparison).tolist()
         scale = max(map(abs, values), default=0.0)
-        number = number_format(scale)
+        # With the decimals of the others, to compare at a glance, unless it would lose digits.
+        beside = max(abs(float(n)) for s in summaries for n in (s.total_number, s.value_number))
+        number = number_format(max(scale, beside) if 10 * scale >= beside else scale)
         levels = [colour.level_of(value, scale) for value in values]
         return _Column("difference", [number(value) for value in values], levels)
 
     def _correlations(self, names: list[str]) -> Iterator[Text]:
-        pairs = list(itertools.combinations(range(len(names)), 2))
-        for i, j in pairs[:MOST_PAIRS]:
-            measures = {
-                "Pearson": self.comparison.pearson(i, j),
-                "Spearman": self.comparison.spearman(i, j),
-            }
-            words = [
-                f"{measure} {'undefined' if math.isnan(value) else f'{value:.3f}'}"
-                for measure, value in measures.items()
-            ]
-            pair = f"{names[i]} and {names[j]}: " if len(pairs) > 1 else ""
-            yield Text.assemble((f"correlation {pair}", "dim"), ", ".join(words), overflow="fold")
-        if len(pairs) > MOST_PAIRS:
-            yield _note(f"… and of {len(pairs) - MOST_PAIRS} more pairs: c.pearson(i, j)")
-
-
-def _facts(summaries: list[Summary], names: list[str]) -> tuple[dict[str, str], list[str]]:
-    """Return what is known of all alike, and of each what is not and its name leaves out."""
-    known = [{k: f for k, f in summary.facts.items() if k != "value"} for summary in summaries]
-    keys = dict.fromkeys(key for facts in known for key in facts)
-    alike = [key for key in keys if len({facts.get(key) for facts in known}) == 1]
-    named = [
-        key
-        for key in keys
-        if all(facts.get(key, "") in name for name, facts in zip(names, known, strict=True))
-    ]
-    own = [
-        ", ".join(f"{key} {fact}" for key, fact in facts.items() if key not in [*alike, *named])
-        for facts in known
-    ]
-    return {key: known[0][key] for key in alike}, own
-
-
-def _distinct(names: list[str]) -> list[str]:
-    """Return the names, numbered where two are the same."""
-    if len(set(names)) == len(names):
-        return names
-    return [f"{i} {name}" for i, name in enumerate(names, start=1)]
+        pairs, more = correlations(self.comparison, names)
+        for pair, words in pairs:
+            pair = f"{pair}: " if pair else ""
+            yield Text.assemble((f"correlation {pair}", "dim"), words, overflow="fold")
+        if more:
+            yield _note(f"… and of {more} more pairs: c.pearson(i, j)")
 
 
 def _listed(summaries: list[Summary]) -> list[int]:

@@ -23,6 +23,7 @@ from lxt.views.caption import (
 )
 from lxt.views.fonts import Fonts
 from lxt.views.heatmap import MOST_NUMBERS, Table, banded_map, square_map
+from lxt.views.options import FIXED, check_dpi, check_title, count_of_bars, percentile_of
 from lxt.views.page import running_text
 from lxt.views.scale import Scale, scale_of
 from lxt.views.summary import (
@@ -59,15 +60,10 @@ class DrawingOnce(Drawing, total=False):
     dpi: float
 
 
-BARS = 20
-PERCENTILE = 95.0
-"""Where a robust scale ends."""
 _NEEDS = {"matrix": "targets", "trace": "layers"}
 _MOST = {"text": 200_000, "bars": 200_000, "matrix": 500_000, "trace": 500_000}
 """So many relevances are drawn into one file at most."""
 _MOST_PICTURES = 2_000
-_LONGEST_TITLE = 1_000
-_FIXED = "".join(map(chr, range(0x20, 0x7F))) + "≤≥↵⇥␣…→↓·−"
 
 
 @dataclass(frozen=True)
@@ -105,7 +101,7 @@ def draw(
 
     """
     options = _options(explanation, view, top, robust, title)
-    _check_dpi(dpi)
+    check_dpi(dpi)
     parts = _parts(explanation, options.view)
     if not parts:
         raise InvalidInput(f"there is nothing to draw: {_shape(explanation)}")
@@ -148,22 +144,8 @@ def _options(
     title: str | None,
 ) -> _Options:
     chosen = _view(explanation, view)
-    if top is not None:
-        if chosen != "bars":
-            raise InvalidInput(f"top={top!r} is how many bars there are, and view is {chosen!r}")
-        if not isinstance(top, int) or isinstance(top, bool) or top < 1:
-            raise InvalidInput(f"top={top!r} is no count of tokens, from 1")
-    percentile: float | None = None
-    if robust is not False:
-        percentile = PERCENTILE if robust is True else robust
-        if not isinstance(percentile, int | float) or not 0 < percentile <= 100:
-            raise InvalidInput(
-                f"robust={robust!r} is no percentile of |relevance|, above 0 and up to 100: give "
-                f"True for {PERCENTILE:g}, or False for a scale up to the largest"
-            )
-    if title is not None and (not isinstance(title, str) or len(title) > _LONGEST_TITLE):
-        raise InvalidInput(f"title={title!r:.80} is no text of up to {_LONGEST_TITLE} characters")
-    return _Options(chosen, BARS if top is None else top, percentile, title)
+    check_title(title)
+    return _Options(chosen, count_of_bars(top, chosen), percentile_of(robust), title)
 
 
 def _view(explanation: "Explanation", view: str | None) -> View:
@@ -180,11 +162,6 @@ def _view(explanation: "Explanation", view: str | None) -> View:
             f"only {', '.join(explanation.axes)}"
         )
     return cast("View", view)
-
-
-def _check_dpi(dpi: float | None) -> None:
-    if dpi is not None and (not isinstance(dpi, int | float) or not 1 <= dpi <= 10_000):
-        raise InvalidInput(f"dpi={dpi!r} is no number of pixels per inch, from 1 to 10,000")
 
 
 def _parts(explanation: "Explanation", view: View) -> list[_Part]:
@@ -287,4 +264,4 @@ def _characters(explanation: "Explanation", title: str | None) -> str:
         *(explanation.layers or []),
         title or "",
     ]
-    return _FIXED + "".join(map(printable, texts))
+    return FIXED + "".join(map(printable, texts))

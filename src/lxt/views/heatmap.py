@@ -3,7 +3,7 @@
 import math
 from collections import defaultdict
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 from lxt.views import colour
@@ -17,6 +17,10 @@ _SMALLEST, _LARGEST = 1.2, 34.0
 """Of a cell's sides, in points; the page grows where the smallest don't fit."""
 _SHALLOWEST, _TALLEST = 1.6, 13.0
 """Of a cell's height where it need not be square."""
+_NARROWEST_WRAPPED, _TALLEST_WRAPPED = 11.5, 17.0
+"""Of a cell's width where columns go on below, and of its height there."""
+_RULE = 1.2
+"""How thick the line is above rows that stand apart."""
 _AROUND = 120.0
 """So much of a page's height is left for title, legend and caption."""
 MOST_NUMBERS = 150
@@ -42,6 +46,17 @@ class Table:
     """What rows and columns are."""
     columns_counted: bool = True
     """Whether columns are numbered where not all of their labels fit."""
+    apart: int = 0
+    """So many of the last rows stand apart from those above."""
+
+    def part(self, begin: int, end: int) -> "Table":
+        """Return some of the columns."""
+        return replace(
+            self,
+            levels=[row[begin:end] for row in self.levels],
+            numbers=[row[begin:end] for row in self.numbers],
+            columns=self.columns[begin:end],
+        )
 
 
 def square_map(table: Table, fonts: Fonts) -> tuple[float, list[Block]]:
@@ -71,6 +86,28 @@ def banded_map(table: Table, fonts: Fonts) -> tuple[float, list[Block]]:
     bands = math.ceil(rows * layout.height / layout.room[1] - 1e-9)  # one, if they just fit
     each = math.ceil(rows / bands)
     return layout.page_width, [layout.map(i, i + each) for i in range(0, rows, each)]
+
+
+def wrapped_map(table: Table, fonts: Fonts) -> tuple[float, list[Block]]:
+    """Draw few rows of columns that are wide enough for all of their labels.
+
+    Where columns are too many for the page, the map goes on below, as lines of text do.
+    """
+    rows, columns = max(len(table.rows), 1), max(len(table.columns), 1)
+
+    def sides(width: float, tall: float) -> tuple[float, float]:
+        return width, max(_SHALLOWEST, min(_TALLEST_WRAPPED, tall / rows))
+
+    room = _Layout(table, fonts, lambda _, tall: sides(_NARROWEST_WRAPPED, tall)).room[0]
+    most = max(int(room / _NARROWEST_WRAPPED), 1)
+    each = math.ceil(columns / math.ceil(columns / most))
+    width = min(_LARGEST, room / each)
+    layouts = [
+        _Layout(table.part(begin, begin + each), fonts, lambda _, tall: sides(width, tall))
+        for begin in range(0, columns, each)
+    ]
+    page_width = max(layout.page_width for layout in layouts)
+    return page_width, [layout.map(0, rows) for layout in layouts]
 
 
 class _Layout:
@@ -118,6 +155,10 @@ class _Layout:
         levels, numbers = self.table.levels[begin:end], self.table.numbers[begin:end]
         _paint_cells(pen, levels, left, top, width, height)
         _paint_frame(pen, left, top, width * len(self.table.columns), height * len(levels))
+        apart = len(self.table.rows) - self.table.apart
+        if begin < apart < end and self.table.apart:
+            over = top + (apart - begin) * height - _RULE / 2
+            pen.box(left, over, width * len(self.table.columns), _RULE, _FRAME)
         self._paint_numbers(pen, levels, numbers, left, top)
         for name, base in zip(
             self.names, (top - _ABOVE_ROWS, top - _ABOVE_ROWS - _PITCH), strict=True

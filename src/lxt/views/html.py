@@ -43,9 +43,9 @@ def page_of(entries: Sequence[tuple[str, Explanation]]) -> str:
         for name, explanation in entries
         for row, one in zip(_rows(explanation), explanation.inputs(), strict=True)
     ]
-    style, script = _style(), _script()
+    style, script = _style(), script_of(_SCRIPTS)
     policy = (
-        f"default-src 'none'; style-src {_source(style)}; script-src {_source(script)}; "
+        f"default-src 'none'; style-src {source(style)}; script-src {source(script)}; "
         "base-uri 'none'; form-action 'none'"
     )
     return (
@@ -79,7 +79,7 @@ def _static(entries: Sequence[tuple[str, Explanation]], *, inline: bool) -> dict
         titles = headings(explanation, counted=False)
         shown = MOST_TARGETS if explanation.is_many else None
         rows += [
-            (_joined(name, title), row)
+            (_joined(name, title, _layer(row)), row)
             for title, row in list(zip(titles, explanation.rows(), strict=True))[:shown]
         ]
     count = sum(len(headings(explanation, counted=False)) for _, explanation in entries)
@@ -95,8 +95,15 @@ def _static(entries: Sequence[tuple[str, Explanation]], *, inline: bool) -> dict
     }
 
 
-def _joined(name: str, row: str) -> str:
-    return ", ".join(part for part in (printable(name), row) if part)
+def _joined(name: str, *parts: str) -> str:
+    return ", ".join(part for part in (printable(name), *parts) if part)
+
+
+def _layer(row: Explanation) -> str:
+    """Say which layer's relevance is summarised, of several."""
+    if row.layers is None:
+        return ""
+    return f"at layer {printable(row.layers[0])}, the first of {len(row.layers)}"
 
 
 def _rows(explanation: Explanation) -> list[str]:
@@ -116,7 +123,7 @@ def _title(entries: Sequence[tuple[str, Explanation]]) -> str:
     return summarise(explanation).headline
 
 
-def _source(text: str) -> str:
+def source(text: str) -> str:
     """Name an inline style sheet or script in a Content Security Policy."""
     return f"'sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}'"
 
@@ -147,8 +154,9 @@ def _style() -> str:
 
 
 @cache
-def _script() -> str:
+def script_of(names: tuple[str, ...]) -> str:
+    """Return files of ``browser/`` as one script, in this order and in a scope of its own."""
     loader = _environment().loader
     assert loader is not None
-    parts = [loader.get_source(_environment(), f"{name}.js")[0] for name in _SCRIPTS]
+    parts = [loader.get_source(_environment(), f"{name}.js")[0] for name in names]
     return '\n"use strict";\n{\n' + "\n".join(parts) + "}\n"

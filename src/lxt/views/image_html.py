@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import base64
-import hashlib
 import io
 from functools import cache
-from typing import TYPE_CHECKING, get_args
+from typing import TYPE_CHECKING, Any, get_args
 
 import numpy as np
 from jinja2 import Environment, PackageLoader, StrictUndefined
@@ -14,9 +13,10 @@ from markupsafe import Markup
 from PIL import Image
 
 from lxt.tokens import printable
-from lxt.views import colour, raster
+from lxt.views import colour, payload, raster
+from lxt.views.html import script_of, source
 from lxt.views.image import draw
-from lxt.views.image_summary import Shown, Sign, shown
+from lxt.views.image_summary import Shown, Sign, block_sizes, patches_of, place, shown
 from lxt.views.summary import number_format
 
 if TYPE_CHECKING:
@@ -29,6 +29,9 @@ _MOST_ACROSS, _LEAST_ACROSS = 1000, 480
 _STRONGEST = 20
 _QUALITY = 92
 
+# In the order in which they build on each other, as in lxt.views.html.
+_SCRIPTS = ("elements", "data", "picture")
+
 
 def page(
     explanation: ImageExplanation,
@@ -38,15 +41,23 @@ def page(
     smooth: float | None = None,
     robust: bool | float = False,
 ) -> str:
-    """Return a complete HTML5 document without scripts; see ``ImageExplanation.to_html``."""
+    """Return a complete HTML5 document; see ``ImageExplanation.to_html``."""
     what = shown(explanation, sign=sign, patch=patch, smooth=smooth, robust=robust)
     layers = [name for name in get_args(raster.Layer) if name != "picture"] + ["picture"]
+    height, width = what.explanation.geometry.image
     style = (
         _environment()
         .get_template("image_style.css.jinja")
-        .render(light=colour.LIGHT, dark=colour.DARK, layers=layers, bars=_bars(what))
+        .render(
+            light=colour.LIGHT,
+            dark=colour.DARK,
+            layers=layers,
+            bars=_bars(what),
+            aspect=f"{width / height:.6g}",
+        )
     )
-    digest = base64.b64encode(hashlib.sha256(style.encode()).digest()).decode()
+    script = script_of(_SCRIPTS)
+    readable = what.explanation.by_patches(block_sizes(what.explanation)[0])
     provenance = {printable(k): printable(v) for k, v in explanation.provenance.items()}
     return (
         _environment()
@@ -54,11 +65,15 @@ def page(
         .render(
             what=what,
             layers={name: _uri(_layer(name, what), name) for name in layers},
-            strongest=_strongest(what),
+            strongest=_strongest(readable, positive=what.positive),
+            count=readable.relevance.numel(),
+            cells=patches_of(readable.cell),
             provenance=provenance,
             style=Markup(style),
-            policy=f"default-src 'none'; style-src 'sha256-{digest}'; img-src data:; "
-            "base-uri 'none'; form-action 'none'",
+            script=Markup(script),
+            data=Markup(payload.as_json(_data(what.explanation))),
+            policy=f"default-src 'none'; style-src {source(style)}; script-src {source(script)}; "
+            "img-src data:; base-uri 'none'; form-action 'none'",
         )
     )
 
@@ -100,26 +115,34 @@ def _bars(what: Shown) -> dict[str, list[list[str]]]:
     return {"overlay": over, "heatmap": [alone]}
 
 
-def _strongest(what: Shown) -> list[dict[str, str]]:
-    explanation = what.explanation
-    patches = [one for one in explanation.top(_STRONGEST) if one.relevance > 0 or not what.positive]
+def _data(explanation: ImageExplanation) -> dict[str, Any]:
+    """What the page's script is given: relevance as it is before it is smoothed or scaled."""
+    rows, columns = explanation.relevance.shape
+    return {
+        **payload.values(explanation.relevance),
+        "rows": rows,
+        "columns": columns,
+        "cell": explanation.cell,
+        "image": explanation.geometry.image,
+        "box": explanation.geometry.box,
+        "sizes": block_sizes(explanation),
+    }
+
+
+def _strongest(explanation: ImageExplanation, *, positive: bool) -> list[dict[str, str]]:
+    patches = [one for one in explanation.top(_STRONGEST) if one.relevance > 0 or not positive]
     number = number_format(max((abs(patch.relevance) for patch in patches), default=0.0))
     absolute = explanation.relevance.double().abs().sum().item()
     return [
         {
             "row": str(patch.row),
             "column": str(patch.column),
-            "place": _place(patch.box),
+            "place": place(patch.box),
             "relevance": number(patch.relevance),
             "share": f"{100 * abs(patch.relevance) / (absolute or 1):.1f} %",
         }
         for patch in patches
     ]
-
-
-def _place(box: tuple[float, ...]) -> str:
-    top, left, bottom, right = box
-    return f"{left:.0f} … {right:.0f} × {top:.0f} … {bottom:.0f}"
 
 
 @cache

@@ -13,6 +13,11 @@ if TYPE_CHECKING:
 
 Sign = Literal["both", "positive"]
 
+_MOST_ACROSS = 40
+"""More cells than that beside each other are too small to be read one by one."""
+_USUAL = (16, 14, 32)
+"""Sides of the patches of vision transformers, in pixels."""
+
 PERCENTILE = 95.0
 """Where a robust scale ends."""
 
@@ -34,11 +39,6 @@ class Shown:
     """What a number of the scale belongs to."""
     ends: tuple[str, str]
     """The lowest and the highest number of the scale."""
-
-    @property
-    def cells(self) -> str:
-        """What relevance is of, many of them."""
-        return "pixels" if self.explanation.cell == (1, 1) else "patches"
 
     @property
     def description(self) -> str:
@@ -90,6 +90,39 @@ def shown(
     )
 
 
+def patches_of(cell: tuple[int, int]) -> str:
+    """Say what relevance is of, many of them."""
+    height, width = cell
+    if cell == (1, 1):
+        return "pixels of the model"
+    return f"patches of {height} × {width} pixels of the model"
+
+
+def place(box: tuple[float, ...]) -> str:
+    """Say which of the picture's pixels a patch covers, across and down."""
+    top, left, bottom, right = box
+    return f"{left:.0f}…{right:.0f} × {top:.0f}…{bottom:.0f}"
+
+
+def block_sizes(explanation: "ImageExplanation") -> list[tuple[int, int]]:
+    """Return the patches that relevance can be read by, in the model's pixels: the best first.
+
+    That is as it is, where there are few; single pixels are read by patches as models have them.
+    All others follow by size; squares of what there is, up to a quarter of the shorter side.
+    """
+    (rows, columns), (height, width) = explanation.relevance.shape, explanation.cell
+    sides = [
+        n
+        for n in range(1, max(min(rows, columns) // 4, 1) + 1)
+        if rows % n == 0 and columns % n == 0
+    ]
+    few = [n for n in sides if max(rows, columns) <= _MOST_ACROSS * n]
+    usual = [n for n in _USUAL if n in few]
+    best = 1 if 1 in few else (usual or few or sides[-1:])[0]
+    ordered = [best, *(n for n in sides if n != best)]
+    return [(n * height, n * width) for n in ordered]
+
+
 def facts(explanation: "ImageExplanation") -> dict[str, str]:
     """Return what was explained, by what, and the sums."""
     target, total = explanation.target, explanation.total
@@ -105,13 +138,6 @@ def facts(explanation: "ImageExplanation") -> dict[str, str]:
         name: printable(provenance[name]) for name in ("composite", "model") if name in provenance
     }
     return said | {"picture": _geometry(explanation)}
-
-
-def text(explanation: "ImageExplanation") -> str:
-    """Return what ``print`` shows."""
-    said = facts(explanation)
-    width = max(map(len, said))
-    return "\n".join(f"{name:<{width}}  {fact}" for name, fact in said.items())
 
 
 def _geometry(explanation: "ImageExplanation") -> str:

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from lxt.explained import ExplainedTarget
     from lxt.explanation import Explanation
 
-__all__ = ["MOST_EXACT", "as_json", "item"]
+__all__ = ["MOST_EXACT", "as_json", "item", "values"]
 
 MOST_EXACT = 500_000
 """Up to so many relevances are given as they are; more as 16 bits, of each row's largest."""
@@ -41,7 +41,9 @@ def item(name: str, explanation: Explanation) -> dict[str, Any]:
         "many": one.is_many,
         "layers": None if one.layers is None else [printable(layer) for layer in one.layers],
         "provenance": {printable(key): printable(text) for key, text in one.provenance.items()},
-        **_values(one.relevance),
+        **values(one.relevance),
+        # As float64: it may be beyond the largest, which JSON has no number for.
+        "totals": _base64(one.relevance.double().sum(-1)),
     }
 
 
@@ -65,8 +67,8 @@ def _target(target: ExplainedTarget) -> dict[str, Any]:
     }
 
 
-def _values(relevance: Tensor) -> dict[str, Any]:
-    """The numbers in their order, targets before layers before tokens, little-endian."""
+def values(relevance: Tensor) -> dict[str, Any]:
+    """The numbers in their order, outer axes first, little-endian; ``[…, tokens]`` of a text."""
     if relevance.numel() <= MOST_EXACT:
         return {
             "encoding": str(relevance.dtype).removeprefix("torch."),

@@ -19,6 +19,7 @@ _WORDS = {
     "logit": "logit of {}",
     "contrast": "logit difference {}",
     "label": "label {}",
+    "unit": "unit {}",
     "sum": "sum of {}",
 }
 _OF_INTEREST = ("composite", "model")
@@ -87,8 +88,9 @@ def summarise(row: "Explanation") -> Summary:
     facts = {
         "explained": in_words(target),
         "value": of_sums(target.value).removeprefix("+"),
-        "model predicts": printable(target.prediction),
     }
+    if target.prediction:
+        facts["model predicts"] = printable(target.prediction)
     provenance = _provenance(row)
     facts |= {name: provenance[name] for name in _OF_INTEREST if name in provenance}
     return Summary(

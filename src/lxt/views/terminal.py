@@ -134,7 +134,7 @@ class _Targets:
         if cells := matrix.strongest(STRONGEST_CELLS):
             yield Text()
             yield _note(f"the {len(cells)} cells with the largest |relevance|")
-            yield Listing([_cell(matrix, *cell) for cell in cells], matrix.scale, "target ← token")
+            yield Listing([_cell(matrix, *c) for c in cells], matrix.scale, "target ← position")
         if count:
             yield Text()
             i = "0" if count == 1 else f"0] … {self.name}[{count - 1}"
@@ -191,8 +191,9 @@ def _tokens(single: summary.Summary) -> RenderResult:
 
 def _cell(matrix: summary.Matrix, row: int, column: int) -> Entry:
     value = matrix.values[row, column].item()
+    digits = len(str(len(matrix.columns) - 1))
     return Entry(
-        f"{row} ← {column}",
+        f"{row} ← {column:>{digits}}",
         matrix.columns[column],
         value,
         matrix.number(value),

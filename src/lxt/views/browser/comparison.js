@@ -16,14 +16,14 @@ class ComparisonView {
   /** `entries` have a name, the words for their target, and units. */
   show(entries, paint) {
     const names = entries.map((entry) => entry.name);
-    if (!this.entries || String(this.entries.map((entry) => entry.name)) !== String(names)) {
-      this.make(names);
-    }
+    if (!this.names || JSON.stringify(this.names) !== JSON.stringify(names)) this.make(names);
     Object.assign(this, { entries, paint });
     this.draw();
   }
 
   make(names) {
+    this.names = names;
+    this.columns.replaceChildren();
     this.views = names.map((name) => {
       const text = element("p", { class: "tokens" });
       const words = element("p", { class: "note" });
@@ -40,16 +40,17 @@ class ComparisonView {
     const largest = Math.max(...this.entries.map(({ units }) => this.paint.scaleOf(units)));
     this.entries.forEach(({ words, units }, i) => {
       const scale = this.shared.checked ? largest : this.paint.scaleOf(units);
-      const full = units.number(scale).slice(1);
+      const full = unsigned(units.number(scale));
       this.views[i].words.textContent =
         `${words}; sum of relevance ${units.ofSums(units.total)}; colours full at ±${full}`;
       this.views[i].text.show(units, scale, this.paint.thresholdOf(units), -1);
     });
     const [a, b] = this.selects.map((select) => this.entries[Number(select.value)].units);
-    const units = this.paint.unitsOf(a.item, a.tokens.map((value, i) => value - b.tokens[i]));
+    const values = a.tokens.map((value, i) => value - b.tokens[i]);
+    const units = this.paint.unitsOf(a.item, values, { total: a.total - b.total });
     const scale = this.paint.scaleOf(units);
     role("difference-words").textContent =
-      `Sum ${units.ofSums(units.total)}; colours full at ±${units.number(scale).slice(1)}`;
+      `Sum ${units.ofSums(units.total)}; colours full at ±${unsigned(units.number(scale))}`;
     this.difference.show(units, scale, this.paint.thresholdOf(units), -1);
   }
 }

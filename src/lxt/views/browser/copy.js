@@ -13,7 +13,7 @@ function asCsv(units) {
     return '"' + inert.replaceAll('"', '""') + '"';
   };
   const rows = Array.from(units.values, (value, i) =>
-    [units.starts[i], quoted(units.text(i)), value, units.share(i), units.rank(i)].join(","));
+    [units.starts[i], quoted(units.text(i)), value, units.share(i) ?? "", units.rank(i) ?? ""].join(","));
   return ["position,token,relevance,share,rank", ...rows].join("\r\n") + "\r\n";
 }
 
@@ -21,6 +21,9 @@ function asJson(units, target, layer) {
   const content = {
     target: { name: target.name, value: target.value, position: target.position },
     layer,
+    unit: units.unit,
+    first_token_ignored: units.ignoreFirst,
+    rounded_to_16_bits: units.item.encoding === "int16",
     positions: units.starts,
     tokens: units.starts.map((_, i) => units.text(i)),
     relevance: Array.from(units.values),

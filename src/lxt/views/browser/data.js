@@ -25,6 +25,7 @@ class Item {
       const row = raw.largest ? raw.largest[Math.floor(i / width)] / 32767 : 1;
       this.all[i] = read(view, i * size) * row;
     }
+    this.totals = new Float64Array(bytesOf(raw.totals).buffer);
     this.key = raw.tokens.join("\0");
     this.depth = this.layers ? this.layers.length : 1;
     // The target that explains each token: the one at the position before it.
@@ -40,6 +41,11 @@ class Item {
   values(target, layer) {
     const start = (target * this.depth + layer) * this.tokens.length;
     return this.all.subarray(start, start + this.tokens.length);
+  }
+
+  /** The sum of all relevance, as it was before any rounding. */
+  total(target, layer) {
+    return this.totals[target * this.depth + layer];
   }
 
   /** The first token of each unit: token, word or sentence. */
@@ -63,47 +69,57 @@ function numberFormat(largest) {
   }
   const decimals = largest ? Math.max(0, 3 - Math.floor(Math.log10(largest))) : 0;
   return (value) => {
-    // A binary number is half way between two decimal ones only where 5 to that power divides it.
-    const steps = Math.abs(value) * 10 ** decimals;
-    const tie = (2 * steps) % 2 === 1 && (2 * steps) % 5 ** decimals === 0;
-    const even = (Math.sign(value) * roundHalfEven(steps)) / 10 ** decimals;
-    const text = ((tie ? even : value) || 0).toFixed(decimals);
+    const text = fixed(value, decimals);
     if (Number(text)) return signed(value, text);
     return value ? power(value, 0) : text;
   };
 }
 
-/** The units of a text with their relevance, sums over the tokens of each; for a target's value. */
+function fixed(value, decimals) {
+  // A binary number is half way between two decimal ones only where 5 to that power divides it.
+  const steps = Math.abs(value) * 10 ** decimals;
+  const tie = (2 * steps) % 2 === 1 && (2 * steps) % 5 ** decimals === 0;
+  const even = (Math.sign(value) * roundHalfEven(steps)) / 10 ** decimals;
+  return ((tie ? even : value) || 0).toFixed(decimals);
+}
+
+/**
+ * The units of a text with their relevance, sums over the tokens of each. `total` is the sum of
+ * all, and `value` that of the target, if there is one.
+ */
 class Units {
-  constructor(item, values, { unit, ignoreFirst, value = 0 }) {
-    this.item = item;
+  constructor(item, values, { unit, ignoreFirst, total, value = 0 }) {
+    Object.assign(this, { item, unit, ignoreFirst, total });
     this.starts = item.starts(unit);
     const count = item.tokens.length;
     this.ends = this.starts.map((_, i) => (i + 1 < this.starts.length ? this.starts[i + 1] : count));
+    // What is set aside: a unit of nothing but the token that is ignored. It keeps its relevance.
+    this.aside = ignoreFirst && this.ends[0] === 1 ? 0 : -1;
+    // Of a larger unit, the token that is ignored is no part.
+    const first = ignoreFirst && this.aside < 0 ? 1 : 0;
     this.values = new Float64Array(this.starts.length);
     this.starts.forEach((start, i) => {
-      for (let token = start; token < this.ends[i]; token++) {
-        if (!(ignoreFirst && token === 0)) this.values[i] += values[token];
+      for (let token = Math.max(start, first); token < this.ends[i]; token++) {
+        this.values[i] += values[token];
       }
     });
-    // What is set aside: a unit of nothing but the token that is ignored.
-    this.aside = ignoreFirst && this.ends[0] === 1 ? 0 : -1;
-    this.largest = 0;
-    this.absolute = 0;
-    for (const one of this.values) {
-      this.largest = Math.max(this.largest, Math.abs(one));
-      this.absolute += Math.abs(one);
-    }
-    this.total = values.reduce((sum, one) => sum + one, 0);
+    this.largest = this.counted.reduce((most, one) => Math.max(most, Math.abs(one)), 0);
+    // In parts of the largest: the sum itself may be too large a number.
+    this.absolute = this.counted.reduce((sum, one) => sum + Math.abs(one) / (this.largest || 1), 0);
     // All alike, so that they compare at a glance, unless units would have too few digits.
     const beside = Math.max(Math.abs(this.total), Math.abs(value));
     this.ofSums = numberFormat(Math.max(this.largest, beside));
     this.number = 10 * this.largest >= beside ? this.ofSums : numberFormat(this.largest);
   }
 
-  /** All |relevance|, falling; sorted when it is first asked for. */
+  /** The values of all but what is set aside. */
+  get counted() {
+    return this.values.subarray(this.aside + 1);
+  }
+
+  /** Their |relevance|, falling; sorted when it is first asked for. */
   get sizes() {
-    this.sorted ??= this.values.map(Math.abs).sort().reverse();
+    this.sorted ??= this.counted.map(Math.abs).sort().reverse();
     return this.sorted;
   }
 
@@ -117,12 +133,15 @@ class Units {
     return text.replace(/^ +| +$/g, (spaces) => "␣".repeat(spaces.length));
   }
 
+  /** Of what is set aside there is none: `null`. */
   share(i) {
-    return this.absolute ? Math.abs(this.values[i]) / this.absolute : 0;
+    if (i === this.aside) return null;
+    return this.absolute ? Math.abs(this.values[i]) / this.largest / this.absolute : 0;
   }
 
-  /** From 1: how many units have a larger |relevance|, and itself. */
+  /** From 1: how many units have a larger |relevance|, and itself. Or `null`, as the share. */
   rank(i) {
+    if (i === this.aside) return null;
     const size = Math.abs(this.values[i]);
     let low = 0;
     let high = this.sizes.length;
@@ -163,4 +182,15 @@ function roundHalfEven(value) {
 
 function levelName(level) {
   return (level > 0 ? "p" : "n") + Math.abs(level);
+}
+
+/** The class of a unit, by which it has its colour, or none. */
+function className(units, i, scale, threshold) {
+  if (i === units.aside) return "set-aside";
+  if (threshold && Math.abs(units.values[i]) < threshold) return "below";
+  return levelName(levelOf(units.values[i], scale));
+}
+
+function unsigned(text) {
+  return text.replace(/^\+/, "");
 }

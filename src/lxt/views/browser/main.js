@@ -8,7 +8,7 @@ const state = {
 };
 
 const paint = {
-  unitsOf: (item, values, value) => new Units(item, values, { ...state, value }),
+  unitsOf: (item, values, of) => new Units(item, values, { ...state, ...of }),
   scaleOf: (units) => units.percentile(state.full),
   thresholdOf: (units) => (state.threshold / 100) * units.largest,
 };
@@ -27,9 +27,9 @@ const comparison = new ComparisonView(role("compare"), events);
 const targetMap = new MapView(role("matrix"), { onRead: read, onChoose: (target) => change({ target }) });
 const layerMap = new MapView(role("layers"), { onRead: read, onChoose: (layer) => change({ layer }) });
 
-function unitsNow() {
-  const item = items[state.item];
-  return paint.unitsOf(item, item.values(state.target, state.layer), item.targets[state.target].value);
+function unitsFor(item, target, layer) {
+  const of = { total: item.total(target, layer), value: item.targets[target].value };
+  return paint.unitsOf(item, item.values(target, layer), of);
 }
 
 /** Say what is under the pointer or in focus. */
@@ -39,7 +39,7 @@ function read(units, i, label) {
     ["position", start === end ? String(start) : `${start}–${end}`],
     ["relevance", units.number(units.values[i])],
     ["share", percent(units.share(i))],
-    ["rank", `${units.rank(i)} of ${units.values.length}`],
+    ["rank", i === units.aside ? IGNORED : `${units.rank(i)} of ${units.counted.length}`],
   ];
   if (label !== undefined) fields.unshift(["of", label]);
   const parts = fields.map(([name, value]) => element("span", {}, `${name} `, element("b", {}, value)));
@@ -67,19 +67,24 @@ function fillTargets(item) {
 function show() {
   const item = items[state.item];
   const target = item.targets[state.target];
+  showControls(item);
+  document.querySelector("main").classList.toggle("empty", !target);
   if (!target) {
     role("headline").textContent = "No targets";
     return;
   }
-  const units = unitsNow();
-  const scale = paint.scaleOf(units);
-  showControls(item);
-  showFacts(item, target, units, scale);
-  if (state.view === "text") text.show(units, scale, paint.thresholdOf(units), state.target);
-  if (state.view === "matrix") showTargets(item);
-  if (state.view === "layers") showLayers(item);
+  const units = unitsFor(item, state.target, state.layer);
+  showFacts(item, target, units);
+  let rows = [units];
+  if (state.view === "matrix") rows = item.targets.map((_, i) => unitsFor(item, i, state.layer));
+  if (state.view === "layers") rows = item.layers.map((_, i) => unitsFor(item, state.target, i));
+  const colours = coloursOf(rows);
+  showLegend(item, rows, colours);
+  if (state.view === "text") text.show(units, colours.scale, colours.threshold, state.target);
+  if (state.view === "matrix") targetMap.show(rows, item.targets.map(({ name }) => name), colours, state.target);
+  if (state.view === "layers") layerMap.show(rows, item.layers, colours, state.layer);
   if (state.view === "compare") showComparison(item);
-  table.show(units, scale);
+  table.show(units, colours.scale, colours.threshold);
 }
 
 function showControls(item) {
@@ -98,6 +103,7 @@ function showControls(item) {
   role("of-layers").hidden = item.layers === null;
   role("chips").hidden = !item.many;
   role("legend").hidden = role("sums").hidden = state.view === "compare";
+  role("copy").hidden = !item.targets.length;
   role("zoom").hidden = state.view !== "matrix" && state.view !== "layers";
   document.querySelector("main").classList.toggle("wide", state.view !== "text");
   role("target").value = String(state.target);
@@ -109,33 +115,55 @@ function showControls(item) {
     const chosen = Number(chip.dataset.target) === state.target;
     if (chosen !== (chip.getAttribute("aria-pressed") === "true")) {
       chip.setAttribute("aria-pressed", String(chosen));
-      if (chosen) chip.scrollIntoView({ block: "nearest", inline: "nearest" });
+      if (chosen) uncover(chip);
     }
   }
 }
 
-function showFacts(item, target, units, scale) {
-  const plain = (value) => units.ofSums(value).replace(/^\+/, "");
+/** Scroll a chip into its row; the page stays where it is. */
+function uncover(chip) {
+  const row = role("chips");
+  const left = chip.offsetLeft - row.offsetLeft;
+  row.scrollLeft = Math.max(Math.min(row.scrollLeft, left), left + chip.offsetWidth - row.clientWidth);
+}
+
+function showFacts(item, target, units) {
+  const plain = (value) => unsigned(units.ofSums(value));
   role("headline").textContent = `Relevance for ${target.name}`;
-  const facts = {
-    explained: target.words, value: plain(target.value), "model predicts": target.prediction,
-  };
+  const facts = { explained: target.words, value: plain(target.value) };
+  if (target.prediction) facts["model predicts"] = target.prediction;
   for (const name of ["composite", "model"]) {
     if (name in item.provenance) facts[name] = item.provenance[name];
   }
   role("facts").replaceChildren(...definitions(facts));
   role("provenance").replaceChildren(...definitions(item.provenance));
-  for (const place of document.querySelectorAll('[data-role="lowest"]')) place.textContent = units.number(-scale);
-  for (const place of document.querySelectorAll('[data-role="highest"]')) place.textContent = units.number(scale);
-  const beyond = units.values.filter((value) => Math.abs(value) > scale).length;
-  const notes = [];
-  if (state.full < 100) notes.push(`${beyond} beyond the colours' end, at the ${state.full}th percentile`);
-  if (state.ignoreFirst) notes.push("the first token is ignored in colours, shares and ranks");
-  if (state.threshold) notes.push(`no colour below ±${units.number(paint.thresholdOf(units)).slice(1)}`);
-  if (item.encoding === "int16") notes.push("relevances are rounded to 16 bits of each target's largest");
-  role("notes").textContent = notes.join("; ");
   role("total").textContent = plain(units.total);
   role("value").textContent = plain(target.value);
+}
+
+/** Say what the colours are, of one row or of those of a map, and what they leave out. */
+function showLegend(item, rows, { scale, threshold, number }) {
+  role("lowest").textContent = number(-scale);
+  role("highest").textContent = number(scale);
+  const compares = state.view === "compare";
+  const notes = [];
+  if (state.full < 100) {
+    const beyond = rows.reduce((sum, units) => sum + units.sizes.filter((size) => size > scale).length, 0);
+    const end = `the ${ordinal(state.full)} percentile of |relevance|, zeros left out`;
+    notes.push(compares ? `colours end at ${end}` : `${beyond} beyond the colours' end, at ${end}`);
+  }
+  if (state.ignoreFirst) {
+    const merged = rows[0].aside < 0 ? "sums of its unit, " : "";
+    notes.push(`the first token is ignored in ${merged}colours, shares and ranks`);
+  }
+  if (state.threshold) {
+    const least = compares ? `${state.threshold} % of the largest |relevance| of each` : `±${unsigned(number(threshold))}`;
+    notes.push(`no colour below ${least}`);
+  }
+  if (item.encoding === "int16") {
+    notes.push("relevances are rounded to 16 bits of the largest of their target and layer, their sum is not");
+  }
+  role("notes").textContent = notes.join("; ");
 }
 
 function definitions(items_) {
@@ -143,41 +171,42 @@ function definitions(items_) {
     [element("dt", {}, name), element("dd", {}, element("bdi", {}, value))]);
 }
 
-/** The scale of several rows together, as that of one. */
-function commonScale(rows) {
-  if (state.full >= 100) return rows.reduce((most, units) => Math.max(most, units.largest), 0);
-  const sizes = Float64Array.from(rows.flatMap((units) => Array.from(units.values, Math.abs))).sort();
-  return percentileOf(sizes.reverse(), state.full);
+/** Where colours end and begin, and how to write it: of several rows together as of one. */
+function coloursOf(rows) {
+  const [units] = rows;
+  if (rows.length === 1) {
+    return { scale: paint.scaleOf(units), threshold: paint.thresholdOf(units), number: units.number };
+  }
+  const largest = rows.reduce((most, { largest }) => Math.max(most, largest), 0);
+  let scale = largest;
+  if (state.full < 100) {
+    const sizes = Float64Array.from(rows.flatMap((units) => Array.from(units.counted, Math.abs))).sort();
+    scale = percentileOf(sizes.reverse(), state.full);
+  }
+  return { scale, threshold: paint.thresholdOf({ largest }), number: numberFormat(largest) };
 }
 
-function showMap(map, rows, labels, chosen) {
-  const scale = commonScale(rows);
-  map.show(rows, labels, scale, chosen);
-  const format = numberFormat(scale);
-  role("lowest").textContent = format(-scale);
-  role("highest").textContent = format(scale);
-}
-
-function showTargets(item) {
-  const rows = item.targets.map((_, i) => paint.unitsOf(item, item.values(i, state.layer), item.targets[i].value));
-  showMap(targetMap, rows, item.targets.map(({ name }) => name), state.target);
-}
-
-function showLayers(item) {
-  const rows = item.layers.map((_, i) => paint.unitsOf(item, item.values(state.target, i), item.targets[state.target].value));
-  showMap(layerMap, rows, item.layers, state.layer);
+/** Paper is light, and holds the whole of a map. What is shown is drawn anew afterwards. */
+function drawForPaper() {
+  const map = { matrix: targetMap, layers: layerMap }[state.view];
+  if (!map) return;
+  const root = document.documentElement;
+  const { theme = "" } = root.dataset;
+  root.dataset.theme = "light";
+  map.drawForPaper();
+  root.dataset.theme = theme;
 }
 
 function comparableWith(item) {
-  return items.filter((other) => other.key === item.key);
+  return items.filter((other) => other.key === item.key && other.targets.length);
 }
 
 function showComparison(item) {
   const entries = comparableWith(item).map((other) => {
     const target = Math.min(state.target, other.targets.length - 1);
-    const values = other.values(target, Math.min(state.layer, other.depth - 1));
-    const units = paint.unitsOf(other, values, other.targets[target].value);
-    units.tokens = values;
+    const layer = Math.min(state.layer, other.depth - 1);
+    const units = unitsFor(other, target, layer);
+    units.tokens = other.values(target, layer);
     return { name: other.name, words: other.targets[target].words, units };
   });
   comparison.show(entries, paint);
@@ -196,9 +225,9 @@ function listen() {
   on("threshold", "input", (control) => ({ threshold: Number(control.value) }));
   on("ignore-first", "change", (control) => ({ ignoreFirst: control.checked }));
   for (const name of ["full", "threshold"]) {
-    role(name).addEventListener("input", (event) => {
-      role(`${name}-shown`).textContent = `${event.target.value} %`;
-    });
+    const say = () => { role(`${name}-shown`).textContent = `${role(name).value} %`; };
+    role(name).addEventListener("input", say);
+    say(); // a page saved by the browser holds what it said then
   }
   role("tabs").addEventListener("click", (event) => {
     if (event.target.dataset.view) change({ view: event.target.dataset.view });
@@ -211,11 +240,14 @@ function listen() {
     const factor = Number(event.target.dataset.zoom);
     if (factor) map.zoom(factor);
   });
+  role("theme").value = document.documentElement.dataset.theme || "";
   role("theme").addEventListener("change", (event) => {
     document.documentElement.dataset.theme = event.target.value;
     show();
   });
   matchMedia("(prefers-color-scheme: dark)").addEventListener("change", show);
+  window.addEventListener("beforeprint", drawForPaper);
+  window.addEventListener("afterprint", show);
   role("copy").addEventListener("click", (event) => copy(event.target.dataset.as));
   document.addEventListener("keydown", (event) => {
     if (event.target.matches("input, select, textarea") || event.altKey || event.ctrlKey || event.metaKey) return;
@@ -228,7 +260,7 @@ async function copy(as) {
   if (!as) return;
   const item = items[state.item];
   const target = item.targets[state.target];
-  const units = unitsNow();
+  const units = unitsFor(item, state.target, state.layer);
   const made = {
     text: () => asText(units),
     csv: () => asCsv(units),
@@ -246,7 +278,7 @@ if (items.length) {
   listen();
   role("app").hidden = false;
   show();
-  role("static").remove();
+  role("static")?.remove(); // not there in a page saved by the browser
   // A page in a frame tells whoever made it how tall it is.
   if (window.parent !== window) {
     new ResizeObserver(() => {

@@ -4,6 +4,7 @@ const LABELS = { rows: 130, columns: 84 };
 const LABEL_ROOM = { row: 12, column: 16 };
 const LARGEST_CELL = 48;
 const TALLEST = 0.7; // of the window
+const PAPER = 680; // so many pixels across it
 
 /** Draws the part that is seen: a map of a thousand rows takes no more than one of ten. */
 class MapView {
@@ -25,12 +26,16 @@ class MapView {
     }, { passive: false });
   }
 
-  /** `rows` are units of one item, `labels` say what each is; `scale` is where colours are full. */
-  show(rows, labels, scale, chosen) {
+  /**
+   * `rows` are units of one item, `labels` say what each is; `scale` is where colours are full, and
+   * below the threshold there are none.
+   */
+  show(rows, labels, { scale, threshold }, chosen) {
     const fresh = !this.rows || this.rows.length !== rows.length ||
       this.rows[0].values.length !== rows[0].values.length;
-    Object.assign(this, { rows, labels, scale, chosen });
+    Object.assign(this, { rows, labels, scale, threshold, chosen });
     this.image = null;
+    this.onPaper = false;
     if (fresh) this.cell = 0;
     this.later();
   }
@@ -57,7 +62,7 @@ class MapView {
   }
 
   later() {
-    if (this.waiting || !this.rows || !this.place.clientWidth) return;
+    if (this.waiting || this.onPaper || !this.rows || !this.place.clientWidth) return;
     this.waiting = requestAnimationFrame(() => {
       this.waiting = 0;
       this.draw();
@@ -78,12 +83,13 @@ class MapView {
     const colours = {};
     for (let level = -LEVELS; level <= LEVELS; level++) {
       const hex = style.getPropertyValue(`--${levelName(level)}`).trim();
-      colours[level] = [1, 3, 5].map((i) => parseInt(hex.slice(i, i + 2), 16));
+      colours[levelName(level)] = [1, 3, 5].map((i) => parseInt(hex.slice(i, i + 2), 16));
     }
+    colours.below = colours["set-aside"] = colours[levelName(0)];
     const image = new ImageData(this.columns, this.rows.length);
     this.rows.forEach((units, row) => {
       for (let column = 0; column < this.columns; column++) {
-        const colour = colours[levelOf(units.values[column], this.scale)];
+        const colour = colours[className(units, column, this.scale, this.threshold)];
         image.data.set(colour, 4 * (row * this.columns + column));
         image.data[4 * (row * this.columns + column) + 3] = 255;
       }
@@ -99,7 +105,24 @@ class MapView {
     if (!this.cell) this.fit();
     if (!this.image) this.paint();
     this.resize();
-    const [width, height] = [this.place.clientWidth, this.place.clientHeight];
+    const { clientWidth, clientHeight, scrollLeft, scrollTop } = this.place;
+    this.drawPart(clientWidth, clientHeight, scrollLeft, scrollTop);
+  }
+
+  /** All of it, in the colours of now, as paper does not scroll; it stays until `show`. */
+  drawForPaper() {
+    if (!this.columns) return;
+    const { cell } = this;
+    this.onPaper = true;
+    cancelAnimationFrame(this.waiting);
+    this.waiting = 0;
+    this.cell = Math.max(1, Math.min(26, (PAPER - LABELS.rows) / this.columns));
+    this.paint();
+    this.drawPart(LABELS.rows + this.columns * this.cell, LABELS.columns + this.rows.length * this.cell, 0, 0);
+    Object.assign(this, { cell, image: null });
+  }
+
+  drawPart(width, height, scrollLeft, scrollTop) {
     const density = window.devicePixelRatio || 1;
     this.canvas.style.width = `${width}px`;
     this.canvas.style.height = `${height}px`;
@@ -116,7 +139,7 @@ class MapView {
     context.beginPath();
     context.rect(LABELS.rows, LABELS.columns, width, height);
     context.clip();
-    const [left, top] = [LABELS.rows - this.place.scrollLeft, LABELS.columns - this.place.scrollTop];
+    const [left, top] = [LABELS.rows - scrollLeft, LABELS.columns - scrollTop];
     context.drawImage(this.image, left, top, this.columns * this.cell, this.rows.length * this.cell);
     this.frame(context, left, top);
     context.restore();

@@ -17,8 +17,8 @@ class TableView {
     });
   }
 
-  show(units, scale) {
-    Object.assign(this, { units, scale });
+  show(units, scale, threshold) {
+    Object.assign(this, { units, scale, threshold });
     if (this.made && this.made !== units.item) this.limit = ROWS_AT_ONCE;
     this.made = units.item;
     this.place.querySelector("summary").textContent = `Table of all ${units.values.length}`;
@@ -59,15 +59,15 @@ class TableView {
   }
 
   body(order) {
-    const { units, scale } = this;
+    const { units, scale, threshold } = this;
     const rows = order.map((i) =>
       element("tr", {},
         element("td", {}, String(units.starts[i])),
         element("td", { class: "token" },
-          element("bdi", { class: levelName(levelOf(units.values[i], scale)) }, units.alone(i))),
+          element("bdi", { class: className(units, i, scale, threshold) }, units.alone(i))),
         element("td", {}, units.number(units.values[i])),
         element("td", {}, percent(units.share(i))),
-        element("td", {}, String(units.rank(i))),
+        element("td", {}, String(units.rank(i) ?? IGNORED)),
       ));
     return element("tbody", {}, ...rows);
   }

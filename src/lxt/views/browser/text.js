@@ -74,10 +74,7 @@ class TextView {
     this.units = units;
     const explains = units.item.explains;
     for (let i = 0; i < this.spans.length; i++) {
-      const value = units.values[i];
-      let name = levelName(levelOf(value, scale));
-      if (i === units.aside) name = "set-aside";
-      else if (threshold && Math.abs(value) < threshold) name = "below";
+      let name = className(units, i, scale, threshold);
       const token = units.ends[i] - 1;
       if (explains.has(token)) {
         name += explains.get(token) === explained ? " explains explained" : " explains";
