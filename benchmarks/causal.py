@@ -104,7 +104,7 @@ def markdown(found: Interventions, averaged: bool) -> list[str]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--pairs", type=int, default=20, help="prompts to patch, of each kind")
     parser.add_argument("--excerpts", type=int, default=12, help="texts to ablate on")
     parser.add_argument("--tokens", type=int, default=16, help="of each excerpt")

@@ -32,13 +32,12 @@ NEURONS = 10
 
 def probabilities(model: nn.Module, tokenizer, edits: dict[lxt.Unit, lxt.Edit]) -> Tensor:
     """The probability of each answer, by a model that is steered."""
-    found = []
+    tokenizer.padding_side = "left"  # so that the last position is each prompt's own
+    prompts = tokenizer(list(FACTS), return_tensors="pt", padding=True)
+    answers = tokenizer(list(FACTS.values()), add_special_tokens=False).input_ids
     with lxt.steer(model, edits), torch.no_grad():
-        for prompt, answer in FACTS.items():
-            logits = model(**tokenizer(prompt, return_tensors="pt")).logits[0, -1]
-            (token,) = tokenizer(answer, add_special_tokens=False).input_ids
-            found.append(logits.float().softmax(-1)[token])
-    return torch.stack(found)
+        logits = model(**prompts, logits_to_keep=1).logits[:, -1].float()
+    return logits.softmax(-1).gather(1, torch.tensor(answers))[:, 0]
 
 
 def only_here(scores: Tensor, fact: int) -> Tensor:
@@ -87,7 +86,9 @@ def main() -> None:
             rows.append(probabilities(model, tokenizer, off) / before)
         kept[name] = torch.stack(rows)  # [neurons of which fact, which answer]
 
-    print(f"{NEURONS} of {relevance.shape[1]} neurons off; what is left of the answer's probability")
+    print(
+        f"{NEURONS} of {relevance.shape[1]} neurons off; what is left of the answer's probability"
+    )
     print(f"{'':44}{'':>8}" + "".join(f"{name:>17}" for name in chosen))
     own = torch.eye(len(FACTS), dtype=torch.bool)
     for fact, (prompt, answer) in enumerate(FACTS.items()):
@@ -98,15 +99,16 @@ def main() -> None:
 
     louder = dict.fromkeys(units(only_here(relevance, 1)), lxt.Scale(2))
     ratio = probabilities(model, tokenizer, louder) / before
-    print(f"those of Rome twice as active: Rome × {ratio[1]:.2f}, others × {ratio[~own[1]].median():.2f}")
+    others = ratio[~own[1]].median()
+    print(f"those of Rome twice as active: Rome × {ratio[1]:.2f}, others × {others:.2f}")
 
-    figure, axes = plt.subplots(1, 3, figsize=(10, 3.6), layout="constrained", sharey=True)
-    answers = [f"{answer.strip()} ({prompt.split()[-2]})" for prompt, answer in FACTS.items()]
+    figure, axes = plt.subplots(1, 3, figsize=(10, 4.6), layout="constrained", sharey=True)
+    names = [" ".join(word for word in prompt.split()[1:] if word.istitle()) for prompt in FACTS]
     for axis, (name, values) in zip(axes, kept.items(), strict=True):
         image = axis.imshow(values.clamp(max=1), cmap="viridis", vmin=0, vmax=1)
-        axis.set(title=f"neurons chosen {name}", xlabel="asked")
-        axis.set_xticks(range(len(answers)), answers, rotation=60, ha="right")
-        axis.set_yticks(range(len(answers)), answers)
+        axis.set(title=f"chosen {name}", xlabel="asked")
+        axis.set_xticks(range(len(names)), names, rotation=60, ha="right")
+        axis.set_yticks(range(len(names)), names)
     axes[0].set_ylabel("neurons switched off of")
     figure.colorbar(image, label="probability left, of 1", ax=axes)
     out.mkdir(parents=True, exist_ok=True)

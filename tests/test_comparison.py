@@ -227,7 +227,7 @@ def test_a_difference_has_the_decimals_of_the_others_unless_it_would_lose_digits
         return next(line.split() for line in str(comparison).splitlines() if "␣1" in line)
 
     assert "+2.00" in numbers(2.0)
-    assert "+0.01563" in numbers(1 / 64)
+    assert "+0.03125" in numbers(1 / 32)
 
 
 def test_a_difference_that_is_too_large_for_a_float_is_shown_as_the_largest():

@@ -145,6 +145,19 @@ def test_latent_trace(run: Run, smollm2: lxt.LoadedModel, tmp_path: Path) -> Non
     assert plt.imread(tmp_path / "latent_trace.png").std() > 0.1
 
 
+def test_knowledge_neurons(run: Run, smollm2: lxt.LoadedModel, tmp_path: Path) -> None:
+    out = run("knowledge_neurons")
+    for country in ("France", "Italy", "Japan", "Germany", "Spain"):
+        by_relevance, by_activation, at_random = numbers(line(out, f"The capital of {country} is"))
+        assert by_relevance < 0.2
+        assert by_activation > 0.5
+        assert at_random > 0.9
+    assert numbers(line(out, "others' answers, median, by relevance:"))[0] > 0.5
+    rome, others = numbers(line(out, "those of Rome twice as active:"))
+    assert rome > 1.5 > 1.2 > others
+    assert plt.imread(tmp_path / "knowledge_neurons.png").std() > 0.1
+
+
 def test_softmax_temperature(run: Run, smollm2: lxt.LoadedModel, tmp_path: Path) -> None:
     out = run("softmax_temperature")
     rows = out.splitlines()[1:]

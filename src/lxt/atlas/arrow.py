@@ -17,8 +17,8 @@ def pyarrow_of() -> Any:
 
     """
     try:
-        import pyarrow
-        import pyarrow.parquet
+        import pyarrow  # pyright: ignore[reportMissingImports]
+        import pyarrow.parquet  # pyright: ignore[reportMissingImports]
     except ImportError as error:
         raise MissingPackage(
             f"pyarrow can't be imported ({error}): pip install lxt[atlas]"

@@ -8,7 +8,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from lxt.atlas import naming, tables
 from lxt.atlas.build import build
@@ -231,8 +231,9 @@ class Atlas:
         number, index = naming.find(self.sites, unit)
         place = sum(site.units for site in self.sites[:number]) + index
         line = self.table.slice(place, 1).to_pylist()[0]
-        line = {name: value for name, value in line.items() if name not in ("site", "unit")}
-        return UnitStatistics(**({"relevance": None, "absolute_relevance": None} | line))
+        found: dict[str, Any] = {"relevance": None, "absolute_relevance": None}
+        found |= {name: value for name, value in line.items() if name not in ("site", "unit")}
+        return UnitStatistics(**found)
 
     def top(self, unit: Unit | str, by: str | None = None, k: int | None = None) -> list[Context]:
         """The contexts of a unit, the first first.
@@ -304,7 +305,9 @@ class Atlas:
             units: which get a page; by default `most`, those of the largest mean |relevance|, or
                 of the largest activation in deviations from the mean.
             most: see `units`.
-            model, tokenizer, contexts: see `describe`.
+            model: see `describe`.
+            tokenizer: see `describe`.
+            contexts: see `describe`.
             progress: as in `lxt.explain`.
 
         Raises:
@@ -321,16 +324,16 @@ class Atlas:
         """The statistics of all units, a `pyarrow.Table`."""
         return tables.read(self.folder / "units.parquet")
 
+    def column(self, name: str) -> Tensor:
+        """One of the statistics, float64 [units]."""
+        return torch.tensor(self.table.column(name).to_numpy(), dtype=torch.float64)
+
     def strongest(self, count: int) -> list[str]:
         """The names of units that stand out, see `to_html`."""
-        columns = {
-            name: self.table.column(name).to_numpy() for name in self.table.column_names[2:8]
-        }
         if "absolute_relevance" in self.table.column_names:
-            score = torch.from_numpy(self.table.column("absolute_relevance").to_numpy().copy())
+            score = self.column("absolute_relevance")
         else:
-            mean, most = (torch.from_numpy(columns[n].copy()).double() for n in ("mean", "most"))
-            deviation = torch.from_numpy(columns["deviation"].copy())
+            mean, most, deviation = map(self.column, ("mean", "most", "deviation"))
             score = (most - mean) / deviation.clamp(min=torch.finfo(torch.float64).tiny)
         order = score.argsort(descending=True, stable=True)[:count].tolist()
         names = [naming.name_of(site, i) for site in self.sites for i in range(site.units)]

@@ -1,4 +1,4 @@
-"""What a unit means, put together: its contexts, attributed to it, its vocabulary, where it acts."""
+"""What a unit means: its contexts, attributed to it, its vocabulary, and where it acts."""
 
 from __future__ import annotations
 

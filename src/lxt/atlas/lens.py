@@ -104,7 +104,9 @@ def _direction(model: nn.Module, site: SiteOfAtlas, index: int, width: int) -> t
             note += " (the activation is multiplied by another factor first, which may be negative)"
         return column, note
     if site.units == width:
-        return torch.eye(1, width, index)[0], "Its channel of the residual stream"
+        channel = torch.zeros(width)
+        channel[index] = 1
+        return channel, "Its channel of the residual stream"
     raise _NoDirectionError(
         f"beside {site.name} there is not one linear map from {site.units} units to the {width} "
         "channels of the residual stream"
@@ -130,7 +132,7 @@ def _through_norm(
     norm = _before(model, head, ids)
     if norm is None:
         return direction, "without a final norm, as none was found before the head"
-    weight = next(norm.parameters(), head.weight)
+    weight: Any = next(norm.parameters(), head.weight)
     # Of a vector of ±1, half of each, a norm gives its own weight back, whatever it is called.
     signs = torch.ones(1, 1, len(direction), dtype=weight.dtype, device=weight.device)
     signs[..., ::2] = -1

@@ -7,8 +7,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import torch
-
 from lxt.atlas import naming
 from lxt.atlas.describe import provenance_of
 from lxt.errors import InvalidInput, UnwritableFile
@@ -75,11 +73,7 @@ def _columns(atlas: Atlas) -> dict[str, str]:
 
 def _rows(atlas: Atlas, pages: dict[str, str]) -> list[dict[str, Any]]:
     """Of each unit its name, page, numbers, and the tokens at its first peaks."""
-    table = atlas.table
-    numbers = [
-        torch.from_numpy(table.column(column).to_numpy().copy()).double().tolist()
-        for column in _columns(atlas).values()
-    ]
+    numbers = [atlas.column(column).tolist() for column in _columns(atlas).values()]
     found = []
     names = [naming.name_of(site, i) for site in atlas.sites for i in range(site.units)]
     for name, *values in zip(names, *numbers, strict=True):

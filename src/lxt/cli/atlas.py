@@ -157,9 +157,10 @@ def _taps(names: list[str], layer: list[int] | None) -> list[Any]:
     found: list[Any] = []
     for name in names:
         if name in _KINDS:
-            kind = {"neurons": Neurons, "heads": Heads, "residual": Residual}[name]
-            extra = {"channels": True} if kind is Residual else {}
-            found.append(kind(layer=layer, **extra))
+            if name == "residual":
+                found.append(Residual(layer=layer, channels=True))
+            else:
+                found.append((Neurons if name == "neurons" else Heads)(layer=layer))
         elif layer is not None:
             raise InvalidTap(f"--layer goes with {', '.join(_KINDS)}, and not with {name!r}")
         else:

@@ -28,6 +28,7 @@ Dtype = Annotated[
 _MISUSE = (
     errors.InvalidInput,
     errors.InvalidTarget,
+    errors.InvalidTap,
     errors.InvalidComposite,
     errors.InvalidModel,
     errors.InvalidFile,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, is_dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 import torch
@@ -134,12 +134,13 @@ def replaced(value: Any, old: Tensor, new: Tensor) -> Any:
         return new
     if isinstance(value, tuple | list):
         items = [replaced(item, old, new) for item in value]
-        if hasattr(value, "_fields"):
-            return type(value)(*items)
-        return type(value)(items)
+        return type(value)(*items) if hasattr(value, "_fields") else type(value)(items)
     if isinstance(value, Mapping):
         changed = {key: replaced(item, old, new) for key, item in value.items()}
         return changed if type(value) is dict else type(value)(**changed)
+    if is_dataclass(value) and not isinstance(value, type):
+        names = [field.name for field in fields(value) if field.init]
+        return replace(value, **{n: replaced(getattr(value, n), old, new) for n in names})
     return value
 
 

@@ -64,7 +64,7 @@ class Interventions:
     row: Tensor
     """Of which row, int64."""
     site: Sequence[str]
-    """The path of the module where it was changed."""
+    """Where it was changed: the path of a module, with ``:input`` where it is what goes in."""
     layer: Tensor
     """The site's number among those of its kind, int64."""
     unit: Tensor

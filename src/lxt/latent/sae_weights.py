@@ -172,7 +172,7 @@ def _said_by(config: Mapping[str, Any]) -> dict[str, Any]:
     said: dict[str, Any] = {}
     if architecture == "standard" and function == "topk":  # as before SAELens 6
         architecture = "topk"
-    if architecture not in _ARCHITECTURES:
+    if architecture not in list(_ARCHITECTURES):
         raise InvalidFile(
             f"the architecture {architecture!r} in {CONFIG} is none of "
             f"{', '.join(_ARCHITECTURES)}: load it by its own library, and give that to lxt.SAE"

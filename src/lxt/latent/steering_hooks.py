@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Mapping
-from dataclasses import fields, is_dataclass, replace
+from collections.abc import Iterator
 from types import MethodType
 from typing import TYPE_CHECKING, Any, cast
 
-from torch import Tensor, nn
+from torch import nn
 
 from lxt.engine.compiled import as_written
-from lxt.engine.passages import first_tensor
+from lxt.engine.passages import first_tensor, replaced
 from lxt.errors import AlreadyRegistered, InvalidTap
 
 if TYPE_CHECKING:
@@ -74,7 +73,7 @@ class _Edits(Hook):
                 f"a {type(value).__name__}"
             )
         y = self.steering.edited(x, self.placed)
-        return None if y is x else _replaced(value, x, y)
+        return None if y is x else replaced(value, x, y)
 
 
 class Input(_Edits):
@@ -91,22 +90,6 @@ class Output(_Edits):
     def __call__(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
         """After its forward."""
         return as_written(self.edited, output)
-
-
-def _replaced(value: Any, old: Tensor, new: Tensor) -> Any:
-    """`value` with another tensor in the place of one in it; containers are made anew."""
-    if value is old:
-        return new
-    if isinstance(value, tuple | list):
-        items = [_replaced(item, old, new) for item in value]
-        return type(value)(*items) if hasattr(value, "_fields") else type(value)(items)
-    if isinstance(value, Mapping):
-        changed = {key: _replaced(item, old, new) for key, item in value.items()}
-        return changed if type(value) is dict else type(value)(**changed)
-    if is_dataclass(value) and not isinstance(value, type):
-        names = [field.name for field in fields(value) if field.init]
-        return replace(value, **{n: _replaced(getattr(value, n), old, new) for n in names})
-    return value
 
 
 _NOT_THE_PROMPT = (

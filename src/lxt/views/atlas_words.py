@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from dataclasses import replace
+from typing import TYPE_CHECKING, cast
 
 import torch
 
@@ -63,7 +64,22 @@ def context_tokens(one: Described) -> tuple[list[ShownToken], str]:
     words += f"token {context.position}"
     if one.attribution is None:
         return activation_tokens(one), f"{words}; colours: activation"
-    return summarise(one.attribution).tokens, f"{words}; colours: relevance for the unit"
+    return summarise(_going_on(one)).tokens, f"{words}; colours: relevance for the unit"
+
+
+def _going_on(one: Described) -> Explanation:
+    """The attribution, with the tokens after the peak, which in a causal model have no part."""
+    e, context = one.attribution, one.context
+    assert e is not None
+    after = [] if len(e.token_ids) > context.place + 1 else context.tokens[context.peak + 1 :]
+    count = len(after)
+    return replace(
+        e,
+        relevance=torch.cat((e.relevance, e.relevance.new_zeros(count))),
+        tokens=[*cast("list[str]", e.tokens), *after],
+        token_ids=torch.cat((e.token_ids, e.token_ids.new_zeros(count))),
+        mask=torch.cat((e.mask, e.mask.new_ones(count))),
+    )
 
 
 def activation_tokens(one: Described) -> list[ShownToken]:
