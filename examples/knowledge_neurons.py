@@ -64,12 +64,11 @@ def main() -> None:
     ]
     relevance = torch.stack([latent.relevance.flatten() for latent in read])
     activation = torch.stack([latent.activation.abs().flatten() for latent in read])
-    sites, width = read[0].sites, read[0].units[0]
+    width = read[0].units[0]
 
     def units(numbers: Tensor) -> list[lxt.Unit]:
-        paths = [sites[n // width].removesuffix(":input") for n in numbers.tolist()]
-        places = [lxt.Site(path, end="input") for path in paths]
-        return [lxt.Unit(s, n % width) for s, n in zip(places, numbers.tolist(), strict=True)]
+        neurons = read[0]
+        return [neurons.unit(neurons.sites[n // width], n % width) for n in numbers.tolist()]
 
     generator = torch.Generator().manual_seed(0)
     chosen = {

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from transformers.modeling_outputs import CausalLMOutput
 
 WORDS = ["a", "b", "c", "d", "e", "f", "g", "h"]
 
@@ -36,17 +37,19 @@ class PlantedForCausalLM(nn.Module):
 
     def __init__(self, strength: list[float] | None = None) -> None:
         super().__init__()
-        size = len(WORDS)
+        size, width = len(WORDS), len(WORDS) + 2
         self.config = SimpleNamespace(vocab_size=size, name_or_path="planted", pad_token_id=None)
-        self.embedding = nn.Embedding(size, size)
-        self.layers = nn.ModuleList([Layer(size, size)])
-        self.head = nn.Linear(size, size, bias=False)
+        self.embedding = nn.Embedding(size, width)
+        self.layers = nn.ModuleList([Layer(width, size)])
+        self.head = nn.Linear(width, size, bias=False)
         strengths = torch.tensor(strength or [1.0 + n for n in range(size)])
         with torch.no_grad():
-            self.embedding.weight.copy_(torch.eye(size))
-            self.layers[0].mlp.up.weight.copy_(strengths.diag())
-            self.layers[0].mlp.down.weight.copy_(3 * torch.eye(size).roll(1, 0))
-            self.head.weight.copy_(torch.eye(size))
+            self.embedding.weight.copy_(torch.eye(size, width))
+            self.layers[0].mlp.up.weight.copy_(strengths.diag() @ torch.eye(size, width))
+            self.layers[0].mlp.down.weight.copy_(
+                torch.eye(width, size) @ (3 * torch.eye(size).roll(1, 0))
+            )
+            self.head.weight.copy_(torch.eye(size, width))
         self.eval()
 
     def get_input_embeddings(self) -> nn.Module:
@@ -59,7 +62,7 @@ class PlantedForCausalLM(nn.Module):
         x = self.embedding(input_ids)
         for layer in self.layers:
             x = layer(x)
-        return SimpleNamespace(logits=self.head(x))
+        return CausalLMOutput(logits=self.head(x))
 
 
 class Words:

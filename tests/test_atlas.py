@@ -62,13 +62,13 @@ def test_planted_neurons_are_found_by_activation_and_relevance(tmp_path: Path) -
 
 def test_positions_are_those_of_the_corpus(tmp_path: Path) -> None:
     corpus = texts(30)
-    atlas = build(tmp_path / "a", corpus, tokenizer=Words(before=(0, 0)), skip=1)
+    atlas = build(tmp_path / "a", corpus, tokenizer=Words(before=(7, 6)), skip=1)
     seen = 0
     for unit in atlas.units:
         for context in atlas.top(unit):
             words = corpus[context.text].split()
             assert words[context.position] == context.tokens[context.peak].strip()
-            assert context.ids[:2] == [0, 0]
+            assert context.ids[:2] == [7, 6]
             assert context.ids[context.place] == WORDS.index(words[context.position])
             assert context.position % 4, "the first token of each row doesn't count"
             seen += 1
@@ -140,9 +140,7 @@ def test_activation_alone_is_the_same_and_puts_nothing_on_the_model(tmp_path: Pa
     taps = [lxt.Neurons(), lxt.Heads(), lxt.Residual(channels=True)]
     corpus = ["The capital of France is Paris.", "naïve café Größe"] * 3
     both = Atlas.build(model, corpus, folder=tmp_path / "a", taps=taps, **given)
-    alone = Atlas.build(
-        model, corpus, folder=tmp_path / "b", taps=taps, by=["activation"], **given
-    )
+    alone = Atlas.build(model, corpus, folder=tmp_path / "b", taps=taps, by=["activation"], **given)
     assert alone.sites == both.sites
     assert alone.manifest["settings"]["composite"] is None
     for unit in both.units[::11]:

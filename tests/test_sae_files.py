@@ -15,7 +15,7 @@ from torch import Tensor, nn
 import lxt
 import zoo
 from lxt.errors import InvalidFile, InvalidTap
-from test_sae import CHANNELS, FEATURES, K, KINDS, naive_features, sae_of, tensors
+from test_sae import CHANNELS, FEATURES, KINDS, K, explain, naive_features, sae_of, tensors
 from test_taps import close, ids
 
 ARCHITECTURES = {"relu": "standard", "jumprelu": "jumprelu", "topk": "topk"}
@@ -114,8 +114,8 @@ def test_a_file_computes_as_the_library(kind: str, normalize: str, tmp_path: Pat
     assert close(sum(parts, torch.zeros(())), whole.total, one.relevance, 1e-12)
     number = int(one.latent["features"].activation[0, 0, -1].argmax())
     for key in ("target", "through"):
-        a = lxt.explain(model, ids(), **{key: of_file.feature("layers.0", number)})
-        b = lxt.explain(model, ids(), **{key: other.feature("layers.0", number)})
+        a = explain(model, ids(), **{key: of_file.feature("layers.0", number)})
+        b = explain(model, ids(), **{key: other.feature("layers.0", number)})
         assert a.relevance.abs().sum() > 0
         assert close(a.relevance, b.relevance, a.relevance, 1e-9)
     assert vars(library).keys() == before.keys()
@@ -310,7 +310,7 @@ def test_encoders_that_keep_nothing_to_go_back_by() -> None:
     unit = lxt.SAE(Closed()).feature("layers.0", 3)
     for key in ("target", "through"):
         with pytest.raises(InvalidTap, match="encode of Closed runs without gradients"):
-            lxt.explain(zoo.build("llama"), ids(), **{key: unit})
+            explain(zoo.build("llama"), ids(), **{key: unit})
 
 
 def test_sparse_features() -> None:

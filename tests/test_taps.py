@@ -182,6 +182,16 @@ def test_sums_and_the_strongest_are_those_of_all() -> None:
     assert relevance == neurons.relevance[place].item()
     assert abs(relevance) == neurons.relevance.abs().max()
     assert latent["strongest"].strongest(1) == neurons.strongest(1)
+    unit = neurons.unit(site, 5, position)
+    assert (unit.name, unit.position) == (f"{site}[5]", position)
+    value = lxt.explain(zoo.build("llama", dtype=torch.float64), ids()[0], target=unit).target.value
+    assert value == pytest.approx(neurons.activation[neurons.sites.index(site), position, 5].item())
+    head = heads.unit(heads.sites[1], 3)
+    e = lxt.explain(zoo.build("llama", dtype=torch.float64), ids()[0], target=head)
+    assert e.target.value == pytest.approx(heads.activation[1, 6, 3].item())
+    for wrong in (("nothing", 0), (site, 48), (site, -1)):
+        with pytest.raises(InvalidTap, match="there is no"):
+            neurons.unit(*wrong)
     assert heads.total.tolist() == pytest.approx(heads.relevance.sum((1, 2)).tolist())
 
 

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from lxt.atlas.naming import unit_of
 from lxt.atlas.passes import SiteOfAtlas
+from lxt.engine.segments import layers_of
 from lxt.heads import output_embeddings
 from lxt.inputs import input_embeddings
 from lxt.tokens import readable_tokens
@@ -55,6 +56,7 @@ def lens_of(
     except _NoDirectionError as error:
         return Lens([], [], f"No logit lens: {error}.")
     logits = weight.double() @ scaled
+    k = min(k, len(logits))
     best, worst = logits.topk(k), logits.topk(k, largest=False)
 
     def named(found: Any) -> list[tuple[str, float]]:
@@ -84,6 +86,10 @@ def _direction(model: nn.Module, site: SiteOfAtlas, index: int, width: int) -> t
                 "of the residual stream"
             )
         return column, f"Its column of {site.name.partition(':')[0]}"
+    if site.units == width and any(module in stack for stack in layers_of(model)):
+        channel = torch.zeros(width)
+        channel[index] = 1
+        return channel, "Its channel of the residual stream"
     path = place.module.removeprefix("/")
     parent = path.rpartition(".")[0]
     siblings = [
@@ -96,17 +102,13 @@ def _direction(model: nn.Module, site: SiteOfAtlas, index: int, width: int) -> t
         for name, part in siblings
         if (column := _column(part, index, site.units, width)) is not None
     ]
-    if len(found) == 1 and site.units != width:
+    if len(found) == 1:
         ((name, column),) = found
         gates = [n for n, part in siblings if _column(part, 0, width, site.units) is not None]
         note = f"Its column of {parent}.{name}"
         if len(gates) > 1:
             note += " (the activation is multiplied by another factor first, which may be negative)"
         return column, note
-    if site.units == width:
-        channel = torch.zeros(width)
-        channel[index] = 1
-        return channel, "Its channel of the residual stream"
     raise _NoDirectionError(
         f"beside {site.name} there is not one linear map from {site.units} units to the {width} "
         "channels of the residual stream"

@@ -99,7 +99,7 @@ class Passes:
         if self._composite is None:
             seen = self._activations(batch)
         else:
-            seen = self._both(batch, *(self._way or self._on(self._composite)))
+            seen = self._both(batch, self._composite)
         for one in seen:
             if not one.activation.isfinite().all():
                 raise NonFiniteLogits(
@@ -131,9 +131,10 @@ class Passes:
         self._way = propagation, Backward(composite, type(self._model).__name__)
         return self._way
 
-    def _both(self, batch: Batch, propagation: Propagation, backward: Backward) -> list[Seen]:
+    def _both(self, batch: Batch, composite: Composite) -> list[Seen]:
         is_classifier = task_of(self._model) == "label"
         case, inside = self._case(batch, None if is_classifier else Every())
+        propagation, backward = self._way or self._on(composite)
         propagation.probes = inside.probes
         with torch.enable_grad():
             reading = case.read(range(case.count))

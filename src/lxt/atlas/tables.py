@@ -112,7 +112,7 @@ def write_rows(file: Path, rows: Iterable[Row], tokenizer: Any) -> None:
     pa = pyarrow_of()
     with _writer(pa, file) as put:
         for part in _parts(list(rows)):
-            labels = [readable_tokens(tokenizer, row.ids) for row in part]
+            labels = [readable_tokens(tokenizer, row.ids, continues=row.start > 0) for row in part]
             columns: dict[str, Any] = {
                 name: torch.tensor([getattr(row, name) for row in part], dtype=dtype)
                 for name, dtype in (("text", torch.int64), ("start", torch.int64),

@@ -100,7 +100,7 @@ def components_of(wanted: Any, model: nn.Module, anatomy: Any, groups: Any) -> l
             sites = [replace(site, module=f"/{path}") for path, _ in _modules(site, model)]
         if not sites:
             raise InvalidTap(
-                f"no {key} was found in {type(model).__name__}: name modules by their paths, "
+                f"no {key} found in {type(model).__name__}: name modules by their paths, "
                 "lxt.Site(…)"
             )
         if key in found:

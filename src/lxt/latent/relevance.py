@@ -8,7 +8,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from lxt.errors import InvalidInput
+from lxt.errors import InvalidInput, InvalidTap
+from lxt.latent.units import Site, Unit
 
 __all__ = ["Latent"]
 
@@ -38,6 +39,8 @@ class Latent:
     """What each layer's site is called."""
     units: list[int]
     """How many units of each token each site has."""
+    kind: str
+    """What they are: ``"tokens"`` as a whole, ``"heads"``, ``"neurons"``, ``"experts"``, …"""
     index: Tensor | None = None
     """Of the strongest, int64 ``[…, top, 2]``: position, counted without padding (-1 where tokens
     were summed), and unit."""
@@ -108,6 +111,33 @@ class Latent:
             found.append((self.sites[at["layers"]], position, unit, flat[number].item()))
         return found
 
+    def unit(self, site: str, unit: int = 0, position: int | None = None) -> Unit:
+        """Return a unit of one of the sites, to explain, steer, or send relevance through.
+
+        >>> site, position, number, _ = e.latent["neurons"].strongest(1)[0]
+        >>> lxt.explain(model, text, target=e.latent["neurons"].unit(site, number, position))
+
+        Raises:
+            InvalidTap: there is no such site or unit; or none that is one by itself, as an expert.
+
+        """
+        if site not in self.sites:
+            raise InvalidTap(f"there is no site {site!r} among {', '.join(self.sites)}")
+        count = self.units[self.sites.index(site)]
+        if not 0 <= unit < count:
+            raise InvalidTap(f"there is no unit {unit}: {site} has {count}")
+        path, _, end = site.partition(":")
+        if self.kind not in ("tokens", "heads", "neurons") or " " in path:
+            raise InvalidTap(f"{self.kind} of {site} are no lxt.Unit that its path tells")
+        heads = count if self.kind == "heads" else None
+        place = Site(path, "input" if end else "output", heads)
+        return Unit(
+            place,
+            unit if self.kind == "neurons" else None,
+            head=unit if heads else None,
+            position=position,
+        )
+
     def part(self, index: tuple[int, ...], keep: Tensor, targets: int | None = None) -> Latent:
         """One entry of the first axes, of rows or targets, or all; without padding.
 
@@ -131,7 +161,7 @@ class Latent:
             relevance = relevance.index_select(axes.index("tokens"), places)
             without = tuple(axis for axis in axes if axis != "targets")
             activation = activation.index_select(without.index("tokens"), places)
-        return Latent(relevance, activation, axes, self.sites, self.units, picked)
+        return Latent(relevance, activation, axes, self.sites, self.units, self.kind, picked)
 
     def __repr__(self) -> str:
         sizes = zip(self.axes, self.relevance.shape, strict=True)

@@ -109,7 +109,8 @@ def _together(sites: list[_OfSite], *, is_many: bool, is_batch: bool) -> Latent:
         index = None if index is None else index[0]
     present: Mapping[str, bool] = {"batch": is_batch, "targets": is_many, "layers": True}
     axes = (*(axis for axis, there in present.items() if there), *parts.axes)
-    return Latent(relevance, activation, axes, names_of([s.site for s in sites]), units, index)
+    names = names_of([site.site for site in sites])
+    return Latent(relevance, activation, axes, names, units, parts.kind, index)
 
 
 def _padded(x: Tensor, sites: list[_OfSite]) -> Tensor:

@@ -12,7 +12,7 @@ from lxt.latent.relevance import Latent
 
 __all__ = ["described", "restored", "tensors_of"]
 
-_FIELDS = ("name", "axes", "sites", "units", "tensors")
+_FIELDS = ("name", "axes", "sites", "units", "kind", "tensors")
 _TENSORS = ("relevance", "activation", "index")
 
 
@@ -24,6 +24,7 @@ def described(latent: Mapping[str, Latent]) -> list[dict[str, Any]]:
             "axes": list(one.axes),
             "sites": one.sites,
             "units": one.units,
+            "kind": one.kind,
             "tensors": [field for field in _TENSORS if getattr(one, field) is not None],
         }
         for name, one in latent.items()
@@ -59,7 +60,13 @@ def restored(
     for number, one in enumerate(content):
         if not isinstance(one, dict) or set(one) != set(_FIELDS):
             raise InvalidInput(f"its latent[{number}] does not hold exactly {', '.join(_FIELDS)}")
-        texts = [one["name"], *_list(one, "axes"), *_list(one, "sites"), *_list(one, "tensors")]
+        texts = [
+            one["name"],
+            one["kind"],
+            *_list(one, "axes"),
+            *_list(one, "sites"),
+            *_list(one, "tensors"),
+        ]
         numbers = _list(one, "units")
         if not all(isinstance(text, str) for text in texts):
             raise InvalidInput(f"its latent[{number}] has names that are no texts")
@@ -74,7 +81,7 @@ def restored(
         if one["name"] in found:
             raise InvalidInput(f"its latent has two called {one['name']!r}")
         found[one["name"]] = Latent(
-            axes=tuple(one["axes"]), sites=one["sites"], units=numbers, **given
+            axes=tuple(one["axes"]), sites=one["sites"], units=numbers, kind=one["kind"], **given
         )
     return found
 
