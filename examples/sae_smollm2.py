@@ -90,32 +90,26 @@ def main() -> None:
     folder = options.out / "sae_smollm2"
     model, tokenizer, _ = lxt.load_model()
     ids = pieces(tokenizer, options.tokens)
-    x = torch.cat(
-        [stream(model, some)[:, 1:] for some in ids.split(8)]
-    )  # [texts, tokens, channels]
+    x = torch.cat([stream(model, some)[:, 1:] for some in ids.split(8)])
     words, split = ids[:, 1:], max(1, len(ids) // 10)
+    test, train_on = x[:split], x[split:].flatten(0, 1)
 
     if not folder.exists():
-        weights = train(x[split:].flatten(0, 1))
+        weights = train(train_on)
         folder.mkdir(parents=True)
-        save_file(
-            {k: v.contiguous() for k, v in weights.items()}, folder / "sae_weights.safetensors"
-        )
+        save_file(weights, folder / "sae_weights.safetensors")
         said = {"architecture": "topk", "k": K, "d_in": x.shape[-1], "d_sae": FEATURES}
         said |= {"apply_b_dec_to_input": True, "normalize_activations": "none"}
         said |= {"dtype": "float32", "device": "cpu", "metadata": {"hook_name": SITE}}
         (folder / "cfg.json").write_text(json.dumps(said))
     sae = lxt.SAE.load(folder)
 
-    features, decoded = sae.coded(x[:split])
-    left = (x[:split] - decoded).square().sum() / (
-        x[:split] - x[split:].mean((0, 1))
-    ).square().sum()
+    features, decoded = sae.coded(test)
+    left = (test - decoded).square().sum() / (test - train_on.mean(0)).square().sum()
     count = (features > 0).sum(-1).float().mean()
-    used = (sae.encode(x) > 0).flatten(0, 1).any(0).sum()
-    print(
-        f"texts not trained on: FVU {left:.3f}, L0 {count:.1f}; {used} of {FEATURES} features used"
-    )
+    print(f"on texts not trained on: FVU {left:.3f}, L0 {count:.1f}")
+    encoded = sae.encode(x)
+    print(f"{(encoded > 0).flatten(0, 1).any(0).sum()} of {FEATURES} features fire anywhere")
 
     e = lxt.explain(model, TEXT, tokenizer=tokenizer, taps=lxt.Features(sae, SITE))
     print(f"{TEXT!r} goes on with {e.target.prediction!r}, logit {e.target.value:.2f}")

@@ -4,8 +4,11 @@ import io
 import re
 import xml.etree.ElementTree as ElementTree
 
+import torch
 from matplotlib.image import imread
 from pypdf import PdfReader
+
+from explained import TARGET, single
 
 SVG = "{http://www.w3.org/2000/svg}"
 HOSTILE = [
@@ -68,3 +71,41 @@ def texts_at(svg):
             x, y = float(text.get("x")), float(text.get("y"))
         found.append(((text.text or "").replace("\xa0", " "), x, y, "rotate(-90" in style))
     return found
+
+
+def generated(count=4, tokens=6):
+    """One input, many targets at its end, each of the tokens before it."""
+    relevance = torch.randn(count, tokens, generator=torch.Generator().manual_seed(0))
+    return single(
+        relevance=relevance.tril(tokens - count),
+        tokens=[f" word{i}" for i in range(tokens)],
+        token_ids=torch.arange(tokens),
+        mask=torch.ones(tokens, dtype=torch.bool),
+        target=[TARGET] * count,
+    )
+
+
+def named(tokens, layers=None, targets=None):
+    """An explanation of such tokens, and layers or targets of such names."""
+    names = layers or targets
+    shape = (len(names), len(tokens)) if names else (len(tokens),)
+    target = [type(TARGET)("logit", name, 1.0, 0, name) for name in targets or ['" Paris"']]
+    return single(
+        relevance=torch.randn(*shape, generator=torch.Generator().manual_seed(1)),
+        tokens=list(tokens),
+        token_ids=torch.arange(len(tokens)),
+        mask=torch.ones(len(tokens), dtype=torch.bool),
+        target=target if targets else target[0],
+        layers=layers,
+    )
+
+
+def explain_matrix(relevance):
+    rows, tokens = relevance.shape
+    return single(
+        relevance=relevance,
+        tokens=["a"] * tokens,
+        token_ids=torch.arange(tokens),
+        mask=torch.ones(tokens, dtype=torch.bool),
+        target=[TARGET] * rows,
+    )

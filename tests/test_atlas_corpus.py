@@ -42,9 +42,8 @@ def write(file: Path, column: str = "text") -> Path:
             writer.writerows(records)
     else:
         pyarrow = pytest.importorskip("pyarrow")
-        import pyarrow.parquet
-
-        pyarrow.parquet.write_table(pyarrow.Table.from_pylist(records), file)
+        parquet = pytest.importorskip("pyarrow.parquet")
+        parquet.write_table(pyarrow.Table.from_pylist(records), file)
     return file
 
 

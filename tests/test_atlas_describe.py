@@ -44,7 +44,7 @@ def test_what_was_planted_is_told(tmp_path: Path) -> None:
         assert (label.strip(), value) == (WORDS[(n + 1) % len(WORDS)], 3)
         assert d.lens.promoted[1][1] == 0
         assert "layers.0.mlp.down" in d.lens.note
-        assert "without a final norm" in d.lens.note
+        assert "with no norm before it" in d.lens.note
         for by in atlas.by:
             assert {token.strip() for token, _ in d.tokens[by]} == {word}
             assert sum(count for _, count in d.tokens[by]) == 4
@@ -86,43 +86,40 @@ def test_contexts_are_attributed_to_the_unit(name: str, tmp_path: Path) -> None:
         assert site.name in str(d)
 
 
-@pytest.mark.parametrize("name", ["llama", "gpt2", "gemma3", "bert_mlm"])
+NORMS = {"llama": "model.norm", "gpt2": "transformer.ln_f", "gemma3": "model.norm"}
+
+
+@pytest.mark.parametrize("name", NORMS)
 def test_the_lens_is_the_change_of_logits(name: str) -> None:
-    """Where the final norm's statistics are held, a step along the direction changes logits so."""
-    if name not in zoo.NAMES:
-        pytest.skip(f"there is no {name} in the zoo")
+    """A small step along the neuron, with the statistics of all norms held, changes logits so."""
     model = zoo.build(name, vocab_size=320, dtype=torch.float64).eval()
+    for part in model.modules():  # norms that compute in float32, and weights that are all alike
+        for parameter in part.parameters(recurse=False):
+            if parameter.dim() == 1:
+                torch.nn.init.normal_(parameter, mean=1)
     ids = [5, 6, 7]
-    e = lxt.explain(model, ids, taps=lxt.Neurons(layer=1), target=lxt.Logit(3, position=1))
+    e = lxt.explain(model, ids, taps=lxt.Neurons(layer=-1))
     (latent,) = e.latent.values()
     site = SiteOfAtlas(latent.sites[0], "neurons", latent.units[0], None)
-    if name == "bert_mlm":  # a transform stands between the stream and its decoder
-        found = lens_of(model, None, site, 4, ids)
-        assert "final norm" in found.note
-        return
     lens = lens_of(model, None, site, 4, ids, k=320)
-    promoted = {label: value for label, value in lens.promoted}
-    norm = {"llama": "model.norm", "gpt2": "transformer.ln_f", "gemma3": "model.norm"}[name]
-    stream: list[torch.Tensor] = []
-    handle = model.get_submodule(norm).register_forward_pre_hook(
-        lambda _, args: stream.append(args[0])
-    )
-    model(input_ids=torch.tensor([ids]))
-    handle.remove()
-    x = stream[0][0, 1].detach()
+    found = torch.tensor([dict(lens.promoted)[f" {token}"] for token in range(320)])
     module = model.get_submodule(site.name.removesuffix(":input"))
-    weight = module.weight.detach()
-    column = weight[4] if name == "gpt2" else weight[:, 4]
-    if name == "gemma3":
-        pytest.skip("its MLP's output passes a norm of its own")
-    eps = 1e-6
-    variance = x.var(unbiased=False) if name == "gpt2" else x.square().mean()
-    centred = column - column.mean() if name == "gpt2" else column
-    gamma = model.get_submodule(norm).weight.detach()
-    expected = model.get_output_embeddings().weight.detach() @ (gamma * centred)
-    assert variance > eps
-    for token in range(320):
-        assert promoted[f" {token}"] == pytest.approx(float(expected[token]), rel=1e-4, abs=1e-6)
+
+    seen: list[torch.Tensor] = []
+    hook = module.register_forward_pre_hook(lambda _, args: seen.append(args[0]))
+    with lxt.attnlrp.context(model):  # under which the statistics of norms are constants
+        embedded = model.get_input_embeddings()(torch.tensor([ids])).detach().requires_grad_()
+        logits = model(inputs_embeds=embedded).logits[0, 1]
+        (x,) = seen
+        rows = [torch.autograd.grad(z, x, retain_graph=True)[0][0, 1, 4] for z in logits]
+    hook.remove()
+    expected = torch.stack(rows)
+    # The sizes that norms divide by are left out: all logits have the same factor.
+    factor = (expected @ found.double()) / (found.double() @ found.double())
+    assert factor > 0
+    torch.testing.assert_close(
+        expected, factor * found.double(), rtol=0, atol=1e-4 * float(expected.abs().max())
+    )
 
 
 def test_the_lens_is_honest_where_there_is_none(tmp_path: Path) -> None:
@@ -141,6 +138,11 @@ def test_the_lens_is_honest_where_there_is_none(tmp_path: Path) -> None:
         lens = atlas.describe(unit, model=model, tokenizer=tokenizer).lens
         assert lens is not None
         assert words in lens.note
+        assert not lens.promoted
+    model, tokenizer, atlas = tiny("bert_mlm", tmp_path / "c", taps=[lxt.Neurons(layer=0)])
+    lens = atlas.describe(atlas.units[0], model=model, tokenizer=tokenizer).lens
+    assert lens is not None
+    assert "between the last layer and the head is more than a norm" in lens.note
     heads = atlas.describe(atlas.units[0], model=model, tokenizer=tokenizer)
     assert "No logit lens" in str(heads)
 

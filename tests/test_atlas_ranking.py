@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import statistics as plain
 
@@ -29,7 +30,7 @@ def corpora(draw):
     )
     order = draw(st.permutations(range(len(rows))))
     cuts = sorted(draw(st.sets(st.integers(1, len(rows)), max_size=4)) | {0, len(rows)})
-    batches = [order[a:b] for a, b in zip(cuts, cuts[1:], strict=False)]
+    batches = [order[a:b] for a, b in itertools.pairwise(cuts)]
     return units, rows, batches
 
 

@@ -16,6 +16,7 @@ from pathlib import Path
 import matplotlib as mpl
 import matplotlib.pyplot as plt
 import pytest
+import torch
 from pypdf import PdfReader
 
 import lxt
@@ -143,6 +144,31 @@ def test_latent_trace(run: Run, smollm2: lxt.LoadedModel, tmp_path: Path) -> Non
     assert "' horses'" not in rows[-1]
     assert numbers(line(out, "the explicit form differs by"))[0] < 1e-4
     assert plt.imread(tmp_path / "latent_trace.png").std() > 0.1
+
+
+def test_sae_smollm2(
+    run: Run, smollm2: lxt.LoadedModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.syspath_prepend(EXAMPLES.parent / "benchmarks")
+    from texts import book_excerpts
+
+    try:
+        book_excerpts()
+    except subprocess.CalledProcessError as error:
+        pytest.skip(f"the books can't be had: {error}")
+    out = run("sae_smollm2", "--tokens", "768")
+    assert "epoch 6" in out
+    assert 0 < numbers(line(out, "on texts not trained on:"))[1] <= 32
+    assert "goes on with ' horses'" in out
+    for name in ("features ", "features.error", "features.bias"):
+        relevance, absolute = numbers(line(out, name))[:2]
+        assert 0 < abs(relevance) <= absolute
+    feature = re.search(r"layers\.15 feature (\d+) at", out)
+    assert feature is not None
+    assert f"feature {feature[1]:>4} at" in out
+    again = run("sae_smollm2", "--tokens", "768")
+    assert "epoch" not in again
+    assert lxt.SAE.load(tmp_path / "sae_smollm2").encode(torch.zeros(1, 1, 576)).shape[-1] == 2048
 
 
 def test_knowledge_neurons(run: Run, smollm2: lxt.LoadedModel, tmp_path: Path) -> None:

@@ -111,7 +111,7 @@ def test_relevance_of_features_error_and_bias(
 def test_with_what_was_absorbed_later_they_are_the_target(kind: str, tmp_path: Path) -> None:
     """By the ledger: what stayed in operations that ran after the site."""
     model = zoo.build("gpt2", dtype=torch.float64)
-    e = lxt.explain(model, ids(), taps=lxt.Features(sae_of(kind, tmp_path), SITES["gpt2"]))
+    e = explain(model, ids(), taps=lxt.Features(sae_of(kind, tmp_path), SITES["gpt2"]))
     report = lxt.audit(model, {"input_ids": ids()})
     later = ("transformer.h.1", "transformer.ln_f", "lm_head")
     absorbed = sum(
@@ -233,7 +233,7 @@ def test_what_made_a_feature_fire(kind: str, composite: lxt.Composite, tmp_path:
         lxt.Unit("layers.0", feature=other - FEATURES, sae=sae, position=position),
         lxt.Unit("layers.1", 3),
     ]
-    e = lxt.explain(model, ids()[0], target=units, composite=composite)
+    e = explain(model, ids()[0], target=units, composite=composite)
     for row, value in ((0, f[0, -1, number]), (1, f[0, position, other])):
         (gradient,) = torch.autograd.grad(value, embedded, retain_graph=True)
         expected = (embedded * gradient).sum(-1)[0].detach()
@@ -332,7 +332,7 @@ def test_planted_features_are_found() -> None:
     assert not e.latent["features.bias"].relevance.any()
     through = lxt.explain(Toy(), token_ids, through=sae.feature("stream", 2), **options)
     assert through.relevance.tolist() == [0, 1.5, 0]
-    fired = lxt.explain(Toy(), token_ids, target=sae.feature("stream", 2, position=1))
+    fired = explain(Toy(), token_ids, target=sae.feature("stream", 2, position=1))
     assert (fired.target.value, fired.relevance.tolist()) == (3, [0, 3, 0])
     silent = sae.rewritten(torch.eye(16)[None], 2, lambda f: -f)[0]
     assert torch.equal(silent, torch.eye(16) - 0.75 * torch.diag(torch.eye(16)[7]))
@@ -344,7 +344,7 @@ def test_a_feature_that_does_not_fire_warns(tmp_path: Path) -> None:
     last = lxt.explain(model, ids()[0], taps=tap).latent["features"].activation[0, -1]
     silent, loud = int((last == 0).nonzero()[0]), int(last.argmax())
     with pytest.warns(InactiveFeatureWarning, match=f"feature {silent} is 0 at position 6"):
-        e = lxt.explain(model, ids()[0], target=sae.feature("layers.0", silent))
+        e = explain(model, ids()[0], target=sae.feature("layers.0", silent))
     assert e.target.value == 0
     assert not e.relevance.any()
     with warnings.catch_warnings():

@@ -31,6 +31,12 @@ class HookPoint(nn.Module):
 class Library(nn.Module):
     """What an SAE of SAELens looks like from outside, and does within."""
 
+    W_enc: Tensor
+    b_enc: Tensor
+    W_dec: Tensor
+    b_dec: Tensor
+    threshold: Tensor
+
     def __init__(self, kind: str, normalize: str = "none", *, by_norm: bool = False) -> None:
         super().__init__()
         for name, x in tensors(kind).items():

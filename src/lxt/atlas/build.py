@@ -67,7 +67,6 @@ def build(
         "window": list(window),
         "skip": skip,
         "composite": composite.name if needs_relevance else None,
-        "tokenizer": str(getattr(tokenizer, "name_or_path", "") or type(tokenizer).__name__),
     }
     place = Folder(folder)
     with place.writing():

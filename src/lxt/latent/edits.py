@@ -13,6 +13,7 @@ from torch import Tensor
 
 from lxt.engine.mode import in_force
 from lxt.errors import InvalidTap
+from lxt.latent.sae import SAE
 from lxt.latent.units import Unit
 
 __all__ = ["Add", "Edit", "Part", "Scale", "Set", "part_of", "require_fits"]
@@ -142,10 +143,7 @@ def _is_all(value: float | Tensor, number: float) -> bool:
 
 
 class Part(Protocol):
-    """How a unit is read off a tensor [..., channels], and written back.
-
-    One that is read by an encoder and written by a decoder's direction is another of these.
-    """
+    """How a unit is read off a tensor [..., channels], and written back."""
 
     @property
     def size(self) -> int:
@@ -191,6 +189,23 @@ class _Projection:
         return x + change * v
 
 
+@dataclass(frozen=True)
+class _Feature:
+    """A feature of an autoencoder: read by its encoder, written by its decoder."""
+
+    sae: SAE
+    number: int
+    size: int = field(default=1, init=False)
+
+    def applied(self, edit: Edit, x: Tensor) -> Tensor:
+        """x + decode(f with it edited) − decode(f)."""
+
+        def change(feature: Tensor) -> Tensor:
+            return edit.change(lambda: feature, edit.value_like(feature))
+
+        return self.sae.rewritten(x, self.number, change)
+
+
 def part_of(unit: Unit, width: int) -> Part:
     """How a unit is read and written, where the last axis has `width` channels.
 
@@ -199,6 +214,8 @@ def part_of(unit: Unit, width: int) -> Part:
 
     """
     unit.require_in(width)
+    if unit.feature is not None:
+        return _Feature(unit.sae, unit.feature)
     if unit.direction is None:
         return _Channels(unit.channels(width), width)
     with torch.inference_mode(False):  # it is used again where gradients are wanted

@@ -66,7 +66,7 @@ class SAE:
                         f"{name} of {type(coder).__name__} requires grad, and so would pass for "
                         "what is explained: call requires_grad_(False) on it"
                     )
-        self.coder = coder
+        self.coder: Any = coder
 
     @classmethod
     def load(
