@@ -1,12 +1,13 @@
 """How well relevance within a model predicts what happens when the model is changed there.
 
-Ablation: each head, group of neurons, attention and MLP output is replaced, at all tokens of a book
-excerpt, by its mean over 60 excerpts, and the change of the predicted token's logit is set against
-the component's relevance. Patching: each layer's residual stream, attention and MLP output at each
-token of a prompt is replaced by that of another prompt, and the change of a logit difference is set
-against relevance patching (RelP) and attribution patching.
+Patching: each layer's residual stream, attention and MLP output at each token of a prompt is
+replaced by that of another prompt, and the change of a logit difference is set against relevance
+patching (RelP) and attribution patching. Ablation: each head, group of neurons, attention and MLP
+output is replaced, at all tokens of a book excerpt, by its mean over 60 excerpts at each position,
+and the change of the predicted token's logit, or of its distance from the mean of all others, is
+set against the component's relevance.
 
-    python benchmarks/causal.py [--pairs 20] [--excerpts 12] [--tokens 16] [--out PATH]
+    python benchmarks/causal.py [--pairs 20] [--excerpts 12] [--target contrast] [--out PATH]
 """
 
 from __future__ import annotations
@@ -105,11 +106,17 @@ def markdown(found: Interventions, averaged: bool) -> list[str]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("--pairs", type=int, default=20, help="prompts to patch, of each kind")
+    parser.add_argument(
+        "--pairs", type=int, default=20, help="prompts to patch, of each kind; or 0"
+    )
     parser.add_argument("--excerpts", type=int, default=12, help="texts to ablate on")
     parser.add_argument("--tokens", type=int, default=16, help="of each excerpt")
     parser.add_argument("--groups", type=int, default=8, help="of neurons in each MLP")
     parser.add_argument("--references", type=int, default=60, help="texts that a mean is over")
+    parser.add_argument("--reference", choices=["mean at position", "mean", "zero"],
+                        default="mean at position")  # fmt: skip
+    parser.add_argument("--target", choices=["logit", "contrast"], default="logit",
+                        help="of ablations: a logit, or less the mean of all others")  # fmt: skip
     parser.add_argument("--out", type=Path, help="a file to write the tables to as well")
     options = parser.parse_args()
 
@@ -134,6 +141,8 @@ def main() -> None:
         ("Patching, capitals", capitals(options.pairs)),
     ):
         clean, corrupt, targets = pairs
+        if not clean:
+            continue
         start = time.process_time()
         found = lxt.evaluate.patching(
             model, clean, corrupt, tokenizer=tokenizer, target=targets, composites=COMPOSITES,
@@ -143,13 +152,14 @@ def main() -> None:
 
     encoded = (tokenizer(text)["input_ids"][: options.tokens] for text in book_excerpts())
     excerpts = [ids for ids in encoded if len(ids) == options.tokens][: options.references]
-    for reference in ("mean at position", "mean"):
-        start = time.process_time()
-        found = lxt.evaluate.ablation(
-            model, excerpts[: options.excerpts], composites=COMPOSITES, reference=reference,
-            reference_inputs=excerpts, groups=options.groups, progress=sys.stderr.isatty(),
-        )  # fmt: skip
-        tell(f"Ablation, {reference}", found, start)
+    start = time.process_time()
+    found = lxt.evaluate.ablation(
+        model, excerpts[: options.excerpts], composites=COMPOSITES, reference=options.reference,
+        reference_inputs=None if options.reference == "zero" else excerpts,
+        groups=options.groups, progress=sys.stderr.isatty(),
+        target=lxt.Contrast(None) if options.target == "contrast" else lxt.Prediction(),
+    )  # fmt: skip
+    tell(f"Ablation, {options.target}, {options.reference}", found, start)
 
 
 if __name__ == "__main__":

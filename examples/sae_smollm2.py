@@ -112,7 +112,7 @@ def main() -> None:
     print(f"{(encoded > 0).flatten(0, 1).any(0).sum()} of {FEATURES} features fire anywhere")
 
     e = lxt.explain(model, TEXT, tokenizer=tokenizer, taps=lxt.Features(sae, SITE))
-    print(f"{TEXT!r} goes on with {e.target.prediction!r}, logit {e.target.value:.2f}")
+    print(f"{TEXT!r} goes on with {e.target.prediction}, logit {e.target.value:.2f}")
     parts = {key: latent.relevance[0] for key, latent in e.latent.items()}
     for key, relevance in parts.items():
         after = relevance[1:]

@@ -143,7 +143,9 @@ def test_sums_the_strongest_targets_rows_and_checkpoints(
     targets = [lxt.Logit(5), lxt.Logit(9, position=2), lxt.Contrast(7, 8)]
     options: dict[str, Any] = {"target": targets, "taps": taps, "composite": composite}
     whole = lxt.explain(model, inputs, **options)
-    again = lxt.explain(model, inputs, **options, checkpoint="sqrt", batch_size=2)
+    again = lxt.explain(
+        model, inputs, **options, checkpoint="sqrt", batch_size=2, memory_budget=100_000
+    )
     for row in range(3):
         alone = lxt.explain(model, batch[row][mask[row].bool()], **options)
         assert len(alone.latent) == 12

@@ -17,6 +17,7 @@ from test_taps import close, first, ids
 from test_units import ROUNDING
 
 SITE = "layers.0"
+built: Any = zoo.build
 
 
 def passing(model: Any, token_ids: Tensor, layer: int = 0) -> Tensor:
@@ -33,7 +34,7 @@ def passing(model: Any, token_ids: Tensor, layer: int = 0) -> Tensor:
 @pytest.mark.parametrize("kind", ["relu", "jumprelu", "topk"])
 @pytest.mark.parametrize("edit", [lxt.Scale(0), lxt.Scale(3), lxt.Set(2.5), lxt.Add(-0.5)])
 def test_a_feature_is_edited_and_the_error_stays(kind: str, edit: lxt.Edit, tmp_path: Path) -> None:
-    model, sae, w = zoo.build("llama", dtype=torch.float64), sae_of(kind, tmp_path), tensors(kind)
+    model, sae, w = built("llama", dtype=torch.float64), sae_of(kind, tmp_path), tensors(kind)
     x = passing(model, ids())
     f = naive_features(x, w, kind)
     number = int((f > 0).sum(0).argmax())
@@ -52,14 +53,14 @@ def test_a_feature_is_edited_and_the_error_stays(kind: str, edit: lxt.Edit, tmp_
 
 def test_a_feature_switched_off_carries_nothing(tmp_path: Path) -> None:
     """Relevance of the steered model: what the feature read is no longer read by it."""
-    model, sae = zoo.build("llama", dtype=torch.float64), sae_of("topk", tmp_path)
+    model, sae = built("llama", dtype=torch.float64), sae_of("topk", tmp_path)
     w, site = tensors("topk"), SITE
     f = naive_features(passing(model, ids()), w, "topk")
     number = int(f[-1].argmax())
     with lxt.steer(model, {sae.feature(site, number): lxt.Scale(0)}):
         e = lxt.explain(model, ids(), target=lxt.Logit(5))
         # By hand: the gradient at x of what goes on, x − f d, with the gate a constant.
-        embedded = model.get_input_embeddings()(ids()).detach().requires_grad_()  # pyright: ignore[reportCallIssue]
+        embedded = model.get_input_embeddings()(ids()).detach().requires_grad_()
         with lxt.attnlrp.context(model):
             value = model(inputs_embeds=embedded, use_cache=False).logits[0, -1, 5]
         (gradient,) = torch.autograd.grad(value, embedded)
@@ -82,7 +83,7 @@ def test_a_feature_switched_off_carries_nothing(tmp_path: Path) -> None:
 
 
 def test_generation_with_a_feature_set(tmp_path: Path) -> None:
-    model, sae = zoo.build("llama"), sae_of("topk", tmp_path)
+    model, sae = built("llama"), sae_of("topk", tmp_path)
     assert sae.coder.k == K
     options: dict[str, Any] = {"max_new_tokens": 6, "do_sample": False, "pad_token_id": 0}
     plain = model.generate(ids(), **options)
@@ -96,7 +97,7 @@ def test_generation_with_a_feature_set(tmp_path: Path) -> None:
 
 
 def test_features_that_are_not_there(tmp_path: Path) -> None:
-    model, sae = zoo.build("llama"), sae_of("relu", tmp_path)
+    model, sae = built("llama"), sae_of("relu", tmp_path)
     with (
         lxt.steer(model, {sae.feature(SITE, 50): lxt.Scale(0)}),
         pytest.raises(InvalidTap, match="there is no feature 50"),

@@ -183,6 +183,18 @@ def test_taps_before_a_unit_see_what_goes_through_it() -> None:
     torch.testing.assert_close(sum(by_head), all_heads.latent["residual"].relevance)
 
 
+def test_positions_of_units_are_each_row_s_own() -> None:
+    model = zoo.build("llama", dtype=torch.float64)
+    mask = torch.tensor([[1, 1, 1, 1, 1], [0, 0, 1, 1, 1]])
+    inputs = {"input_ids": ids(2, 5), "attention_mask": mask}
+    for position in (-2, 1):
+        unit = lxt.Unit("layers.0", position=position)
+        both = lxt.explain(model, inputs, through=unit)
+        for row in range(2):
+            alone = lxt.explain(model, ids(2, 5)[row][mask[row].bool()], through=unit)
+            assert close(both[row].relevance, alone.relevance, alone.relevance)
+
+
 def test_nothing_goes_through_what_the_target_does_not_depend_on() -> None:
     model = zoo.build("llama")
     e = lxt.explain(
@@ -242,6 +254,11 @@ def test_a_planted_neuron_is_found() -> None:
         ({"target": lxt.Unit("layers.0", 1, position=7)}, InvalidTarget, "no position 7"),
         ({"target": [lxt.Unit("layers.0", 1), lxt.Logit(3)]}, InvalidTarget, "stands among units"),
         ({"through": 3}, InvalidTap, "through=3"),
+        (
+            {"through": [lxt.Unit("layers.0", direction=VECTOR), lxt.Unit("layers.0", 1)]},
+            InvalidTap,
+            "one direction",
+        ),
         ({"through": lxt.Unit("layers.0", 32)}, InvalidTap, "no neuron 32"),
         ({"through": lxt.Unit("layers.0", 1, position=9)}, InvalidTap, "no position 9"),
         ({"through": lxt.Unit(lxt.Site("layers.0", heads=5), head=1)}, InvalidTap, "5 heads"),

@@ -37,6 +37,7 @@ from lxt.targets import Contrast, Every, Label, Logit, Prediction
 __all__ = [
     "SAE",
     "Add",
+    "Atlas",
     "ClassPath",
     "Comparison",
     "Composite",
@@ -86,9 +87,12 @@ __all__ = [
 
 if TYPE_CHECKING:
     from lxt import efficient, evaluate, explicit, exports, testing, utils  # noqa: F401 - imported when first asked for
+    from lxt.atlas.atlas import Atlas
 else:
 
     def __getattr__(name: str) -> Any:
+        if name == "Atlas":
+            return importlib.import_module("lxt.atlas.atlas").Atlas
         if name in ("efficient", "evaluate", "explicit", "exports", "testing", "utils"):
             return importlib.import_module(f"lxt.{name}")
         raise AttributeError(f"module 'lxt' has no attribute {name!r}")

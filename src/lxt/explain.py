@@ -33,7 +33,7 @@ from lxt.targets import Every, Readout, Targets
 from lxt.text_case import TextCase
 from lxt.tokens import readable_tokens
 
-__all__ = ["explain"]
+__all__ = ["explain", "look_within"]
 
 
 @torch.inference_mode(False)  # and with gradients, whatever the caller has switched off
@@ -126,7 +126,7 @@ def explain(
     batch_size, shown = as_batch_size(batch_size), as_progress(progress)
     is_many = isinstance(target, list | tuple | Every)
     _check_reduce(reduce, is_many)
-    look = _look(model, target, taps, through, composite)
+    look = look_within(model, target, taps, through, composite)
     case = TextCase(model, inputs, tokenizer=tokenizer, target=target, inside=look)
     device = next(model.parameters()).device
     budget = as_bytes(memory_budget, device)
@@ -164,7 +164,7 @@ def _check_reduce(reduce: Any, is_many: bool) -> None:
         )
 
 
-def _look(
+def look_within(
     model: nn.Module, target: Any, taps: Any, through: Any, composite: Composite
 ) -> Callable[[Callable[[], object]], Inside] | None:
     """What is looked at within the model, once there is a way to run it for a moment."""

@@ -45,6 +45,9 @@ _SAME_LOGITS = {
 _BYTES_TOLD = 16
 """Of each number that a tap is told, with what it is made of."""
 
+_BYTES_REDUCED = 40
+"""Of each number of which only the strongest, or sums, are told: a float32, and four float64."""
+
 # What starting a pass takes, in the time of so many tokens.
 _START = {"cpu": 48}
 _START_ON_ACCELERATORS = 2048
@@ -178,11 +181,12 @@ class ManyTargets:
             self._latent(case, chunk, reading, arrived)
             keep(case, chunk, arrived.tokens)
 
-        told = sum(math.prod(one.shape) for one in reading.told) * _BYTES_TOLD
-        self._in_halves(
-            _groups(targets, self._chunk(case, max(case.batch.lengths()), told)),
-            work,
-        )
+        length = max(case.batch.lengths())
+        told = sum(math.prod(one.shape) for one in reading.told)
+        # What is reduced as it is read is there as a whole for a moment, one tap after the other.
+        units = max((one.units for one in reading.told if one.parts.is_reduced), default=0)
+        told = told * _BYTES_TOLD + units * length * len(case.aims) * _BYTES_REDUCED
+        self._in_halves(_groups(targets, self._chunk(case, length, told)), work)
 
     def _chunk(self, case: TextCase, length: int, told: int = 0) -> int:
         """How many targets one backward pass takes, over so many tokens.

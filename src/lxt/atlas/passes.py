@@ -15,6 +15,7 @@ from lxt.backward import Backward
 from lxt.composite import Composite
 from lxt.engine.passages import first_tensor
 from lxt.errors import InvalidTap, NonFiniteLogits
+from lxt.latent.anatomy import Anatomy, anatomy_of
 from lxt.latent.inside import Inside
 from lxt.latent.parts import Kind, Parts, by_tokens
 from lxt.latent.relevance import names_of
@@ -79,6 +80,7 @@ class Passes:
         self._composite = composite
         self._undo = ExitStack()
         self._way: tuple[Propagation, Backward] | None = None
+        self._inside: Inside | None = None
 
     def __enter__(self) -> Passes:
         return self
@@ -109,21 +111,21 @@ class Passes:
         return seen
 
     def _case(self, batch: Batch, target: Any) -> tuple[TextCase, Inside]:
-        found: list[Inside] = []
-
-        def look(run: Callable[[], object]) -> Inside:
-            from lxt.latent.anatomy import anatomy_of
-
-            explicit = self._composite is not None and self._composite.formulation == "relevance"
-            found.append(
-                Inside(
-                    self._model, lambda: anatomy_of(self._model, run), self._taps, [], [], explicit
-                )
-            )
-            return found[0]
-
         rows = {"input_ids": batch.ids, "attention_mask": batch.mask.long()}
-        return TextCase(self._model, rows, target=target, inside=look), found[0]
+        case = TextCase(self._model, rows, target=target, inside=self._look)
+        assert case.inside is not None, "it was made for taps"
+        return case, case.inside
+
+    def _look(self, run: Callable[[], object]) -> Inside:
+        """What is looked at: the same for all batches, as it holds what the last one was told."""
+        if self._inside is None:
+            explicit = self._composite is not None and self._composite.formulation == "relevance"
+
+            def anatomy() -> Anatomy:
+                return anatomy_of(self._model, run)
+
+            self._inside = Inside(self._model, anatomy, self._taps, [], [], explicit)
+        return self._inside
 
     def _on(self, composite: Composite) -> tuple[Propagation, Backward]:
         """Put the composite on the model, once there is something to run."""
@@ -189,7 +191,7 @@ class _Hooks:
         inside = case.inside
         assert inside is not None, "it was made for taps"
         self._tap = tap
-        self._places = tap.places(inside.model, inside.anatomy)
+        self._places = inside.places[tap.key]
         self._passage = inside.passage
         self._found: list[tuple[str, Parts, Tensor, int]] = []
         self._undo = ExitStack()

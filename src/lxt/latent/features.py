@@ -261,6 +261,6 @@ class FeatureWaypoint(Waypoint):
         for unit in self.units:
             assert unit.feature is not None
             at = numbers.index(unit.feature)
-            places = self.places(unit)
-            found[:, :, places, at] = arrived[:, :, places, at]
+            here = self.tokens(unit, found.device)[..., 0]
+            found[..., at] = arrived[..., at].where(here, found[..., at])
         return features, found

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import InitVar, dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
@@ -52,24 +52,26 @@ class Inside:
         units: what is explained, if it is no output.
         through: the units that relevance must go through.
         explicit: whether backward passes return relevance.
+        places: the modules that each tap is about, by its key.
 
     """
 
     model: nn.Module
-    anatomy: Callable[[], Anatomy]
+    anatomy: InitVar[Callable[[], Anatomy]]
     taps: Sequence[AnyTap]
     units: Sequence[Unit]
     through: Sequence[Unit]
     explicit: bool
 
-    def __post_init__(self) -> None:
+    def __post_init__(self, anatomy: Callable[[], Anatomy]) -> None:
+        # It is not kept: it holds the case, which holds what is looked at.
         self.passage = Passage()
-        self._readers = {tap.key: [self._reader(p) for p in self._places(tap)] for tap in self.taps}
+        self.places = {tap.key: tap.places(self.model, anatomy) for tap in self.taps}
+        self._readers = {
+            key: [self._reader(place) for place in places] for key, places in self.places.items()
+        }
         self._explained = self._captures(self.units, values=True)
         self._waypoints = self._captures(self.through, values=False)
-
-    def _places(self, tap: AnyTap) -> list[Place]:
-        return tap.places(self.model, self.anatomy)
 
     def _reader(self, place: Place) -> Reader:
         site = place.site
@@ -176,5 +178,10 @@ class Inside:
             width = captured.shape.numel() // (self.passage.rows * self.passage.tokens)
             for unit in units:
                 unit.require_in(width)
+            if len(units) > 1 and any(unit.direction is not None for unit in units):
+                raise InvalidTap(
+                    f"relevance goes through one direction of {units[0].place}, or any of several "
+                    "neurons or heads: directions share channels with others"
+                )
             found.append(Waypoint(captured, units, self.passage, self.explicit))
         yield from sorted(found, key=lambda one: -one.captured.number)

@@ -39,6 +39,11 @@ class Parts:
     top: int | None = None
 
     @property
+    def is_reduced(self) -> bool:
+        """Whether less is told than what each unit of each token is."""
+        return self.summed or self.top is not None
+
+    @property
     def axes(self) -> tuple[str, ...]:
         """The names of the axes of what is told, after that of rows."""
         if self.top is not None:

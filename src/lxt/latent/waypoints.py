@@ -40,24 +40,26 @@ class Waypoint:
         found = torch.zeros_like(flat)
         for unit in self.units:
             at, v = unit.channels(flat.shape[-1]), unit.direction
-            places = self.places(unit)
-            part = flat[:, :, places, at]
+            part = flat[..., at]
             if v is not None:
                 v = (v / v.norm()).to(part)
                 part = (part @ v)[..., None] * v
-            found[:, :, places, at] = part
+            found[..., at] = part.where(self.tokens(unit, g.device), found[..., at])
         return self.captured.edge, found.reshape(g.shape)
 
-    def places(self, unit: Unit) -> slice:
-        """The tokens at which a unit is.
+    def tokens(self, unit: Unit, device: torch.device) -> Tensor:
+        """The tokens at which a unit is, bool [rows, tokens, 1].
 
         Raises:
-            InvalidTap: there aren't so many.
+            InvalidTap: a row hasn't so many.
 
         """
-        tokens = self.passage.tokens
-        if unit.position is None:
-            return slice(0, tokens)
-        if not -tokens <= unit.position < tokens:
-            raise InvalidTap(f"there is no position {unit.position}: there are {tokens} tokens")
-        return slice(unit.position % tokens, unit.position % tokens + 1)
+        mask, position = self.passage.mask, unit.position
+        if position is None:
+            return torch.ones_like(mask)[..., None].to(device)
+        lengths = mask.sum(1)
+        least = int(lengths.min())
+        if not -least <= position < least:
+            raise InvalidTap(f"there is no position {position}: a row has {least} tokens")
+        at = lengths + position if position < 0 else torch.full_like(lengths, position)
+        return (torch.arange(mask.shape[1]) == at[:, None])[..., None].to(device)
