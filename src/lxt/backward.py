@@ -192,7 +192,9 @@ class Backward:
         found: list[Any] = [None] * count
         for exponent in range(14, -11, -4) if leaf.dtype is torch.float16 else (0,):
             each = gradients(left, 2.0**exponent)
-            fine = torch.stack([g.reshape(len(g), -1).isfinite().all(1) for g in each]).all(0)
+            # A sum of what is not finite isn't either, and takes no memory.
+            sums = [g.reshape(len(g), -1).sum(1, dtype=torch.float64) for g in each]
+            fine = torch.stack(sums).isfinite().all(0)
             for place, number in enumerate(left):
                 if fine[place]:
                     wide = each[0][place].to(compute_dtype(leaf.dtype))
@@ -203,7 +205,7 @@ class Backward:
                         found[number].append(one.parts.scaled(g, 2.0**-exponent))
             left = [number for place, number in enumerate(left) if not fine[place]]
             if not left:
-                return Arrived(*map(torch.stack, zip(*found, strict=True)))
+                return Arrived(*map(_stacked, zip(*found, strict=True)))
         raise NonFiniteRelevance(
             "the backward pass overflows: run the model in a wider dtype, such as bfloat16 or "
             "float32"
@@ -218,7 +220,12 @@ def _each(
         torch.autograd.grad(outputs, inputs, seed, retain_graph=keep, allow_unused=True)
         for seed in seeds
     ]
-    return [None if each[0] is None else torch.stack(each) for each in zip(*passes, strict=True)]
+    return [None if each[0] is None else _stacked(each) for each in zip(*passes, strict=True)]
+
+
+def _stacked(tensors: Sequence[Tensor]) -> Tensor:
+    """`torch.stack`, without a copy of a single one."""
+    return tensors[0][None] if len(tensors) == 1 else torch.stack(tuple(tensors))
 
 
 def arrived_at(

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from lxt.errors import InvalidTap
 from lxt.gradients import compute_dtype
+from lxt.pieces import is_batched
 
 __all__ = ["Kind", "Parts", "by_tokens"]
 
@@ -95,15 +96,18 @@ class Parts:
         found = self.relevance(r)
         if self.top is None:
             return found
-        flat = found.reshape(len(x), -1).double()
+        flat = found.reshape(len(x), -1)
         index = flat.abs().topk(self.shape(x)[1], dim=-1).indices
-        # Each of them has the batch of gradients that relevance has, if there is one.
-        activation = self.activation(x, mask).reshape(len(x), -1).double() + torch.zeros_like(flat)
-        strongest = (flat.gather(1, index), index.double(), activation.gather(1, index))
-        return torch.stack(strongest, -1)
+        activation = self.activation(x, mask).reshape(len(x), -1)
+        if is_batched(flat):  # then each of them has to be
+            activation = activation + torch.zeros_like(flat)
+        strongest = (flat.gather(1, index), index, activation.gather(1, index))
+        return torch.stack([one.double() for one in strongest], -1)
 
     def scaled(self, told: Tensor, factor: float) -> Tensor:
         """What `told` returned, with relevance times a factor."""
+        if factor == 1:
+            return told
         if self.top is None:
             return told * factor
         return told * told.new_tensor([factor, 1, 1])

@@ -20,9 +20,8 @@ class Store:
     """Takes relevance and activation of each site, in the layout of the rows that were given."""
 
     def __init__(self, rows: int, targets: int, width: int) -> None:
-        self._size = rows, targets
-        self._width = width
-        self._sites: dict[str, list[_OfSite]] = {}
+        self._size = rows, targets, width
+        self._taps: dict[str, _OfTap] = {}
 
     def put(
         self, case: TextCase, targets: Sequence[int], reading: Reading, arrived: Arrived
@@ -30,76 +29,88 @@ class Store:
         """What was told of some rows, and arrived for some targets."""
         each = iter(arrived.told)
         for key, calls in reading.taps.items():
-            sites = self._sites.setdefault(key, [])
-            if not sites:
-                sites.extend(_OfSite(told, *self._size, self._width) for told in calls)
-            if len(sites) != len(calls):
+            if key not in self._taps:
+                self._taps[key] = _OfTap(calls, *self._size)
+            tap = self._taps[key]
+            if len(tap.sites) != len(calls):
                 raise InvalidTap(
-                    f"the tap {key!r} saw {len(calls)} tensors pass, and {len(sites)} in other "
+                    f"the tap {key!r} saw {len(calls)} tensors pass, and {len(tap.sites)} in other "
                     "rows: explain rows of one length at a time"
                 )
-            for site, told in zip(sites, calls, strict=True):
-                site.put(case, targets, told, next(each))
+            for layer, told in enumerate(calls):
+                tap.put(case, targets, layer, told, next(each))
 
     def latents(self, *, is_many: bool, is_batch: bool) -> dict[str, Latent]:
         """All of it, with or without axes of targets and rows."""
         return {
-            key: _together(sites, is_many=is_many, is_batch=is_batch)
-            for key, sites in self._sites.items()
+            key: _together(tap, is_many=is_many, is_batch=is_batch)
+            for key, tap in self._taps.items()
         }
 
 
-class _OfSite:
-    """Relevance [rows, targets, …] and activation [rows, …] of one site."""
+class _OfTap:
+    """Relevance [rows, targets, layers, …] and activation [rows, layers, …] of all sites of a tap.
 
-    def __init__(self, told: Told, rows: int, targets: int, width: int) -> None:
-        self.site, self.units, self.parts = told.site, told.units, told.parts
-        inner = list(told.shape[1:])
-        if self.parts.top is not None:
-            inner = [self.parts.top, 3]
-        elif "tokens" in self.parts.axes:
-            inner[0] = width
-        self.dtype = told.dtype
-        wide = torch.float64 if self.parts.top is not None else told.dtype
-        self.relevance = torch.zeros(rows, targets, *inner, dtype=wide)
-        if self.parts.top is not None:
+    Of the strongest both are one: [rows, targets, layers, top, 3].
+    """
+
+    def __init__(self, calls: Sequence[Told], rows: int, targets: int, width: int) -> None:
+        parts = self.parts = calls[0].parts
+        self.sites = [told.site for told in calls]
+        self.units = [told.units for told in calls]
+        self.dtype = calls[0].dtype
+        inner = [width] if "tokens" in parts.axes else []
+        inner += [] if parts.kind == "tokens" else [max(self.units)]
+        dtype = self.dtype
+        if parts.top is not None:
+            inner, dtype = [parts.top, 3], torch.float64
+        self.relevance = torch.zeros(rows, targets, len(calls), *inner, dtype=dtype, device="cpu")
+        self.activation = self.relevance
+        if parts.top is not None:
             self.relevance[..., 1] = -1
-        self.activation = torch.zeros(rows, *inner, dtype=wide)
+        else:
+            self.activation = torch.zeros(rows, len(calls), *inner, dtype=dtype, device="cpu")
 
-    def put(self, case: TextCase, targets: Sequence[int], told: Told, found: Tensor) -> None:
+    def put(
+        self, case: TextCase, targets: Sequence[int], layer: int, told: Told, found: Tensor
+    ) -> None:
         """`found`: [targets, rows, *what is told]."""
-        rows = list(case.numbers)
-        found, activation = found.detach().movedim(0, 1).cpu(), told.activation
-        if self.parts.top is None and "tokens" in self.parts.axes:
-            found = case.batch.as_given(found.movedim(1, -1)).movedim(-1, 1)
-            activation = None if activation is None else case.batch.as_given(activation.cpu())
-        for row, values in zip(rows, found, strict=True):
-            if self.parts.top is None:
-                self.relevance[row, list(targets)] = values.to(self.relevance.dtype)
-            else:
-                self.relevance[row, list(targets), : values.shape[1]] = values
-        if activation is not None:
-            self.activation[rows] = activation.cpu().to(self.activation.dtype)
+        found = found.detach().cpu()
+        activation = None if told.activation is None else told.activation.cpu()
+        for place, (row, keep) in enumerate(zip(case.numbers, case.batch.mask, strict=True)):
+            for target, values in zip(targets, found[:, place], strict=True):
+                self._write(self.relevance[row, target, layer], values, keep)
+            if activation is not None:
+                self._write(self.activation[row, layer], activation[place], keep)
+
+    def _write(self, to: Tensor, values: Tensor, keep: Tensor) -> None:
+        """Put what was told of one row where it belongs."""
+        if self.parts.top is not None:
+            to[: len(values)] = values
+            return
+        if self.parts.kind != "tokens":
+            to = to[..., : values.shape[-1]]
+        if "tokens" not in self.parts.axes:
+            to.copy_(values)
+        elif keep.all():
+            to.copy_(values[: len(keep)])
+        else:
+            to[keep] = values[: int(keep.sum())].to(to.dtype)
 
 
-def _together(sites: list[_OfSite], *, is_many: bool, is_batch: bool) -> Latent:
-    parts = sites[0].parts
-    units = [site.units for site in sites]
-    relevance = torch.stack([_padded(site.relevance, sites) for site in sites], 2)
-    activation = torch.stack([_padded(site.activation, sites) for site in sites], 1)
-    index = None
+def _together(tap: _OfTap, *, is_many: bool, is_batch: bool) -> Latent:
+    parts, units, index = tap.parts, tap.units, None
+    relevance, activation = tap.relevance, tap.activation
     if parts.top is not None:
         relevance, number, activation = relevance.unbind(-1)
         number = number.long()
         each = torch.tensor(units)[:, None]
         position = number.new_full((), -1) if parts.summed else number // each
         index = torch.stack(torch.broadcast_tensors(position, number % each), -1)
-        index[number < 0] = -1
-        # Among so few that relevance is 0, padding may have been picked.
-        index[relevance == 0] = -1
-        activation[relevance == 0] = 0
-        wide = sites[0].dtype
-        relevance, activation = relevance.to(wide), activation.to(wide)
+        # Where fewer are not 0, whatever else was picked may be padding, and is nothing.
+        index[(number < 0) | (relevance == 0)] = -1
+        activation = activation.where(relevance != 0, 0)
+        relevance, activation = relevance.to(tap.dtype), activation.to(tap.dtype)
     if not is_many:
         relevance = relevance[:, 0]
         index = None if index is None else index[:, 0]
@@ -109,13 +120,5 @@ def _together(sites: list[_OfSite], *, is_many: bool, is_batch: bool) -> Latent:
         index = None if index is None else index[0]
     present: Mapping[str, bool] = {"batch": is_batch, "targets": is_many, "layers": True}
     axes = (*(axis for axis, there in present.items() if there), *parts.axes)
-    names = names_of([site.site for site in sites])
+    names = names_of(tap.sites)
     return Latent(relevance, activation, axes, names, units, parts.kind, index)
-
-
-def _padded(x: Tensor, sites: list[_OfSite]) -> Tensor:
-    """With zeros for the units that other sites have more of."""
-    if sites[0].parts.top is not None or sites[0].parts.kind == "tokens":
-        return x
-    more = max(site.units for site in sites) - x.shape[-1]
-    return torch.nn.functional.pad(x, (0, more)) if more else x
