@@ -320,17 +320,6 @@ def test_explicit_composites_hand_back_the_same() -> None:
         same(explicit.latent[key], efficient.latent[key], 1e-5)  # explicit rules divide by x + ε
 
 
-def test_trace() -> None:
-    model = zoo.build("llama", dtype=torch.float64)
-    e = lxt.trace(model, ids(2), target=[lxt.Logit(4), lxt.Logit(5)])
-    assert e.axes == ("batch", "targets", "layers", "tokens")
-    assert e.layers == ["input", "model.layers.0", "model.layers.1"]
-    plain = lxt.explain(model, ids(2), target=[lxt.Logit(4), lxt.Logit(5)], taps=lxt.Residual())
-    assert torch.equal(e.relevance[:, :, 0], plain.relevance)
-    assert torch.equal(e.relevance[:, :, 1:], plain.latent["residual"].relevance)
-    assert e[0][1].to_image()[:4] == b"\x89PNG"
-
-
 @pytest.mark.parametrize(
     ("taps", "message"),
     [
