@@ -23,7 +23,7 @@ from lxt.errors import InvalidTap
 from lxt.latent.probes import Capture, Captured, Passage
 from lxt.latent.sae import SAE, as_sae
 from lxt.latent.taps import AnyTap, Place
-from lxt.latent.units import End, Site, Unit
+from lxt.latent.units import End, Site, Unit, as_site
 from lxt.latent.waypoints import Waypoint
 
 if TYPE_CHECKING:
@@ -63,10 +63,7 @@ class Features(AnyTap):
     def __post_init__(self) -> None:
         super().__post_init__()
         object.__setattr__(self, "sae", as_sae(self.sae))
-        if isinstance(self.site, str):
-            object.__setattr__(self, "site", Site(self.site))
-        if not isinstance(self.site, Site):
-            raise InvalidTap(f"{self.site!r} is no lxt.Site, nor the path of a module")
+        object.__setattr__(self, "site", as_site(self.site))
 
     @property
     def key(self) -> str:

@@ -13,7 +13,7 @@ from lxt.errors import InvalidTap
 from lxt.latent.experts import Routed
 from lxt.latent.parts import Kind, Parts
 from lxt.latent.probes import Lens
-from lxt.latent.units import Site
+from lxt.latent.units import Site, as_site
 
 if TYPE_CHECKING:
     from lxt.latent.anatomy import Anatomy
@@ -101,10 +101,7 @@ class Tap(AnyTap):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if isinstance(self.site, str):
-            object.__setattr__(self, "site", Site(self.site))
-        if not isinstance(self.site, Site):
-            raise InvalidTap(f"{self.site!r} is no lxt.Site, nor the path of a module")
+        object.__setattr__(self, "site", as_site(self.site))
 
     @property
     def key(self) -> str:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from lxt.errors import InvalidTap
 from lxt.latent.sae import SAE, as_sae
 
-__all__ = ["End", "Site", "Unit"]
+__all__ = ["End", "Site", "Unit", "as_site"]
 
 _PARTS = ("neuron", "head", "direction", "feature")
 
@@ -77,6 +77,20 @@ class Site:
         return found[0][1]
 
 
+def as_site(site: Any) -> Site:
+    """A site, or the path of a module whose output it is.
+
+    Raises:
+        InvalidTap: it is neither.
+
+    """
+    if isinstance(site, str):
+        return Site(site)
+    if not isinstance(site, Site):
+        raise InvalidTap(f"{site!r} is no lxt.Site, nor the path of a module")
+    return site
+
+
 @dataclass(frozen=True, eq=False)
 class Unit:
     """A part of what goes through a site: a neuron, head, direction or feature; or all of it.
@@ -111,10 +125,7 @@ class Unit:
     position: int | None = field(default=None, kw_only=True)
 
     def __post_init__(self) -> None:
-        if isinstance(self.site, str):
-            object.__setattr__(self, "site", Site(self.site))
-        if not isinstance(self.site, Site):
-            raise InvalidTap(f"{self.site!r} is no lxt.Site, nor the path of a module")
+        object.__setattr__(self, "site", as_site(self.site))
         for name in ("neuron", "head", "feature", "position"):
             value = getattr(self, name)
             if value is not None and (not isinstance(value, int) or isinstance(value, bool)):

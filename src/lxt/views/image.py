@@ -29,6 +29,7 @@ from lxt.views.canvas import (
 from lxt.views.caption import caption_blocks, shortened, title_blocks
 from lxt.views.fonts import Fonts
 from lxt.views.image_summary import Shown, Sign, shown
+from lxt.views.options import check_dpi, check_title
 
 if TYPE_CHECKING:
     from lxt.image_explanation import ImageExplanation
@@ -71,7 +72,6 @@ _LINE, _EDGE = 0.5, "#bbbbbb"
 _MOST_ACROSS = 2000
 """Pixels of what is composed; larger ones are enlarged from that."""
 _FIXED = "".join(map(chr, range(0x20, 0x7F))) + "≤≥·−×…"
-_LONGEST_TITLE = 1_000
 
 
 def draw(
@@ -93,10 +93,8 @@ def draw(
     """
     if view not in get_args(View):
         raise InvalidInput(f"view={view!r} is none of {', '.join(map(repr, get_args(View)))}")
-    if title is not None and (not isinstance(title, str) or len(title) > _LONGEST_TITLE):
-        raise InvalidInput(f"title={title!r:.80} is no text of up to {_LONGEST_TITLE} characters")
-    if dpi is not None and (not isinstance(dpi, int | float) or not 1 <= dpi <= 10_000):
-        raise InvalidInput(f"dpi={dpi!r} is no number of pixels per inch, from 1 to 10,000")
+    check_title(title)
+    check_dpi(dpi)
     what = shown(explanation, sign=sign, patch=patch, smooth=smooth, robust=robust)
     heading = what.headline if title is None else printable(title)
     texts = _texts(what)

@@ -1,10 +1,11 @@
 """What every view says of an explanation of a picture: the same words and numbers, made once."""
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal, get_args
+from typing import TYPE_CHECKING, Literal, get_args
 
 from lxt.errors import InvalidInput
 from lxt.tokens import printable
+from lxt.views.options import percentile_of
 from lxt.views.raster import Field, check_smooth, field_of
 from lxt.views.summary import in_words, number_format
 
@@ -17,9 +18,6 @@ _MOST_ACROSS = 40
 """More cells than that beside each other are too small to be read one by one."""
 _USUAL = (16, 14, 32)
 """Sides of the patches of vision transformers, in pixels."""
-
-PERCENTILE = 95.0
-"""Where a robust scale ends."""
 
 
 @dataclass(frozen=True)
@@ -63,7 +61,7 @@ def shown(
     if sign not in get_args(Sign):
         raise InvalidInput(f"sign={sign!r} is neither 'both' nor 'positive'")
     check_smooth(smooth)
-    percentile = _percentile(robust)
+    percentile = percentile_of(robust)
     if patch is not None:
         explanation = explanation.by_patches(patch)
     positive = sign == "positive"
@@ -172,15 +170,3 @@ def _notes(
         amount = number_format(abs(outside))(outside)
         notes.append(f"{amount} of the relevance lies in pixels that were added to the picture")
     return notes
-
-
-def _percentile(robust: Any) -> float | None:
-    if robust is False:
-        return None
-    percentile = PERCENTILE if robust is True else robust
-    if not isinstance(percentile, int | float) or not 0 < percentile <= 100:
-        raise InvalidInput(
-            f"robust={robust!r} is no percentile of |relevance|, above 0 and up to 100: give True "
-            f"for {PERCENTILE:g}, or False for a scale up to the largest"
-        )
-    return percentile
