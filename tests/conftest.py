@@ -1,10 +1,16 @@
-"""Fixtures that several files share."""
+"""Fixtures that several files share, and what holds for all."""
+
+import os
 
 import pytest
 import torch
 
 from lxt.errors import ModelUnavailable
 from lxt.models import LoadedModel, load_model
+
+
+# Rich keeps the codes of a style as it first wrote them: every test's terminal has all colours.
+os.environ |= {"TERM": "xterm-256color", "COLORTERM": "truecolor"}
 
 
 @pytest.fixture(scope="session", autouse=True)

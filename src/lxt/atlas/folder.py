@@ -132,7 +132,8 @@ class Folder:
     def put_tensors(self, name: str, tensors: Mapping[str, Tensor]) -> dict[str, Any]:
         """Write tensors whole; the file's size and hash."""
         whole = {key: value.contiguous() for key, value in tensors.items()}
-        return self.put(name, lambda part: save_file(whole, part))
+        # Not save_file: it writes to a file of a name of its own first, which a kill would leave.
+        return self.put(name, lambda part: part.write_bytes(save(whole)))
 
     def tensors(self, name: str, expected: Any) -> dict[str, Tensor]:
         """Read what `put_tensors` wrote.
