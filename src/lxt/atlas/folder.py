@@ -12,7 +12,7 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 from torch import Tensor
 
 from lxt.errors import InvalidFile, InvalidInput, UnwritableFile
