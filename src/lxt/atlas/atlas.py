@@ -91,7 +91,8 @@ class Atlas:
                 what the tokenizer puts around a text; the model sees none of the rows before.
             folder: where the atlas goes: empty, not there yet, or one that was begun in the same
                 way.
-            taps: the places; by default `Neurons()` of all layers. Without `over` and `top`.
+            taps: the places; by default `Neurons()` of all layers. Without `over` and `top`. Of
+                `Features` the error and the bias are left out.
             by: "activation" and "relevance", the largest; "-activation" and "-relevance", the most
                 negative. With activation alone nothing but forward passes run. Relevance is that
                 for the sum, over all tokens of a row, of the logit that the model ranks first
@@ -194,18 +195,33 @@ class Atlas:
 
     @property
     def units(self) -> list[Unit]:
-        """All units, site by site."""
-        return [naming.unit_of(site, i) for site in self.sites for i in range(site.units)]
-
-    def unit(self, unit: Unit | str) -> Unit:
-        """A unit by its name, such as `"layers.3.mlp.act_fn[5]"`.
+        """All units, site by site.
 
         Raises:
-            InvalidTap: there is none, or several fit.
+            InvalidTap: some are features, which take their autoencoder (see `unit`), or experts.
+
+        """
+        return [naming.unit_of(site, i) for site in self.sites for i in range(site.units)]
+
+    @property
+    def names(self) -> list[str]:
+        """The names of all units, of any kind, site by site."""
+        return [naming.name_of(site, i) for site in self.sites for i in range(site.units)]
+
+    def unit(self, unit: Unit | str, *, sae: Any = None) -> Unit:
+        """A unit by its name, such as `"layers.3.mlp.act_fn[5]"`.
+
+        Args:
+            unit: the name.
+            sae: of a feature, the autoencoder that the atlas was built with; or a list of several.
+
+        Raises:
+            InvalidTap: there is none, or several fit; it is an expert, which is no `lxt.Unit`; or
+                a feature, and its autoencoder is missing or another.
 
         """
         number, index = naming.find(self.sites, unit)
-        return naming.unit_of(self.sites[number], index)
+        return naming.unit_of(self.sites[number], index, sae)
 
     def name(self, unit: Unit | str) -> str:
         """The whole name of a unit."""
@@ -266,6 +282,7 @@ class Atlas:
         tokenizer: Any = None,
         contexts: int = 8,
         composite: Composite | str | None = None,
+        sae: Any = None,
     ) -> Description:
         """Say what a unit responds to, what it promotes, and where it acts.
 
@@ -276,16 +293,19 @@ class Atlas:
             tokenizer: spells that vocabulary.
             contexts: how many of each ranking.
             composite: the rules; by default those that the atlas was built with, or AttnLRP.
+            sae: the autoencoder of features, which a model's part of their description takes; or a
+                list of several.
 
         Raises:
-            InvalidTap: there is no such unit, or several fit.
+            InvalidTap: there is no such unit, or several fit; or it is a feature, and `sae` is
+                missing or another one than it was built with.
             InvalidModel: the atlas is of another model.
             InvalidInput: `contexts` is no number of them.
 
         """
         from lxt.atlas.describe import describe
 
-        return describe(self, unit, model, tokenizer, contexts, composite)
+        return describe(self, unit, model, tokenizer, contexts, composite, sae)
 
     def to_html(
         self,
@@ -296,6 +316,7 @@ class Atlas:
         model: nn.Module | None = None,
         tokenizer: Any = None,
         contexts: int = 8,
+        sae: Any = None,
         progress: bool | None = None,
     ) -> None:
         """Write an index of all units, and a page for some, to be read in a browser, offline.
@@ -308,6 +329,7 @@ class Atlas:
             model: see `describe`.
             tokenizer: see `describe`.
             contexts: see `describe`.
+            sae: see `describe`.
             progress: as in `lxt.explain`.
 
         Raises:
@@ -317,7 +339,7 @@ class Atlas:
         """
         from lxt.atlas.pages import write_pages
 
-        write_pages(self, folder, units, most, model, tokenizer, contexts, progress)
+        write_pages(self, folder, units, most, model, tokenizer, contexts, sae, progress)
 
     @cached_property
     def table(self) -> Any:
@@ -336,7 +358,7 @@ class Atlas:
             mean, most, deviation = map(self.column, ("mean", "most", "deviation"))
             score = (most - mean) / deviation.clamp(min=torch.finfo(torch.float64).tiny)
         order = score.argsort(descending=True, stable=True)[:count].tolist()
-        names = [naming.name_of(site, i) for site in self.sites for i in range(site.units)]
+        names = self.names
         return [names[i] for i in order]
 
     @cached_property

@@ -50,10 +50,12 @@ class Description:
 
     Attributes:
         name: of the unit.
-        unit: to be explained, steered or tapped.
+        unit: to be explained, steered or tapped; None of an expert, and of a feature without its
+            autoencoder.
         statistics: over the corpus.
         contexts: by what they are ranked by, the first first.
         lens: what vocabulary it promotes and suppresses; None without a model.
+        note: why contexts have no attribution though there is a model; else empty.
         tokens: the tokens at the peaks of all contexts that the atlas has, with how often they are.
         classes: kinds of these tokens, with the share of each.
         positions: of these peaks in their rows, sorted.
@@ -62,10 +64,11 @@ class Description:
     """
 
     name: str
-    unit: Unit
+    unit: Unit | None
     statistics: UnitStatistics
     contexts: dict[str, list[Described]]
     lens: Lens | None
+    note: str
     tokens: dict[str, list[tuple[str, int]]]
     classes: dict[str, list[tuple[str, float]]]
     positions: dict[str, list[int]]
@@ -96,7 +99,13 @@ class Description:
 
 
 def describe(
-    atlas: Atlas, unit: Any, model: nn.Module | None, tokenizer: Any, count: int, composite: Any
+    atlas: Atlas,
+    unit: Any,
+    model: nn.Module | None,
+    tokenizer: Any,
+    count: int,
+    composite: Any,
+    sae: Any,
 ) -> Description:
     """Describe a unit; see `Atlas.describe`."""
     if not isinstance(count, int) or isinstance(count, bool) or count < 1:
@@ -106,23 +115,32 @@ def describe(
     number, index = naming.find(atlas.sites, unit)
     site = atlas.sites[number]
     name = naming.name_of(site, index)
-    unit = naming.unit_of(site, index)
+    is_unit = site.kind != "experts"
+    if site.kind == "features":
+        if isinstance(unit, Unit) and sae is None:
+            sae = unit.sae
+        is_unit = model is not None or sae is not None
+    unit = naming.unit_of(site, index, sae) if is_unit else None
     found = {by: atlas.top(name, by) for by in atlas.by}
-    lens = None
+    lens, note = None, ""
     attributed: dict[str, list[Explanation | None]] = {by: [None] * count for by in found}
     if model is not None:
         rules = composite or atlas.manifest["settings"]["composite"] or "attnlrp"
         flat = [context for by in found for context in found[by][:count]]
-        explanations = iter(attributions(model, tokenizer, unit, flat, as_composite(rules)))
-        attributed = {by: [next(explanations) for _ in found[by][:count]] for by in found}
-        if flat:
-            lens = lens_of(model, tokenizer, site, index, flat[0].ids)
+        if unit is None:
+            note = "of contexts to an expert there is none: its activation is the router's weight"
+        else:
+            explanations = iter(attributions(model, tokenizer, unit, flat, as_composite(rules)))
+            attributed = {by: [next(explanations) for _ in found[by][:count]] for by in found}
+        ids = flat[0].ids if flat else [0]  # of a feature that never fires there is no context
+        lens = lens_of(model, tokenizer, site, index, ids, sae=sae)
     return Description(
         name,
         unit,
         atlas.statistics(name),
         {by: list(map(Described, found[by][:count], attributed[by])) for by in found},
         lens,
+        note,
         {by: Counter(map(_peak, found[by])).most_common() for by in found},
         {by: _classes(list(map(_peak, found[by]))) for by in found},
         {by: sorted(context.place for context in found[by]) for by in found},

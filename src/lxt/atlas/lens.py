@@ -12,8 +12,10 @@ from lxt.atlas.naming import unit_of
 from lxt.atlas.passes import SiteOfAtlas
 from lxt.engine.passages import first_tensor
 from lxt.engine.segments import layers_of
+from lxt.errors import InvalidTap
 from lxt.heads import output_embeddings
 from lxt.inputs import input_embeddings
+from lxt.latent.units import Unit
 from lxt.tokens import readable_tokens
 
 __all__ = ["Lens", "lens_of"]
@@ -43,15 +45,25 @@ class _NoDirectionError(Exception):
 @torch.no_grad()
 @torch.inference_mode(False)
 def lens_of(
-    model: nn.Module, tokenizer: Any, site: SiteOfAtlas, index: int, ids: list[int], k: int = 10
+    model: nn.Module,
+    tokenizer: Any,
+    site: SiteOfAtlas,
+    index: int,
+    ids: list[int],
+    k: int = 10,
+    *,
+    sae: Any = None,
 ) -> Lens:
-    """The lens of a unit; `ids` are some tokens to run the model on, to see where its head is."""
+    """The lens of a unit; `ids` are some tokens to run the model on, to see where its head is.
+
+    Of a feature `sae` is the autoencoder.
+    """
     try:
         head = output_embeddings(model)
         weight = getattr(head, "weight", None)
         if head is None or not isinstance(weight, Tensor) or weight.dim() != 2:
             raise _NoDirectionError(f"{type(model).__name__} has no output embeddings")
-        direction, note, writer = _direction(model, site, index, weight.shape[1], ids)
+        direction, note, writer = _direction(model, site, index, weight.shape[1], ids, sae)
         direction = direction.to(weight.device).double()
         scaled, norms = _through_norms(model, head, writer, direction, ids)
     except _NoDirectionError as error:
@@ -70,15 +82,14 @@ def lens_of(
 
 
 def _direction(
-    model: nn.Module, site: SiteOfAtlas, index: int, width: int, ids: list[int]
+    model: nn.Module, site: SiteOfAtlas, index: int, width: int, ids: list[int], sae: Any
 ) -> tuple[Tensor, str, nn.Module | None]:
     """What one unit adds to the residual stream [width]; in words; and which module does it."""
+    if site.kind == "features":
+        unit = unit_of(site, index, sae)
+        return _of_decoder(model, unit, width), "Its direction of the decoder", None
     if site.kind != "neurons":
-        raise _NoDirectionError(
-            "a head writes into a subspace, and not in one direction"
-            if site.kind == "heads"
-            else "a whole vector has no direction of its own"
-        )
+        raise _NoDirectionError(_WITHOUT[site.kind])
     place = unit_of(site, index).place
     module = place.the_module(model)
     if place.end == "input":
@@ -117,6 +128,31 @@ def _direction(
         f"beside {site.name} there is not one linear map from {site.units} units to the {width} "
         "channels of the residual stream"
     )
+
+
+_WITHOUT = {
+    "heads": "a head writes into a subspace, and not in one direction",
+    "tokens": "a whole vector has no direction of its own",
+    "experts": "an expert writes in no one direction, but what it makes of each token",
+}
+
+
+def _of_decoder(model: nn.Module, unit: Unit, width: int) -> Tensor:
+    """What the decoder writes for a feature of the residual stream [width]."""
+    place = unit.place
+    module = place.the_module(model)
+    if place.end == "input" or not any(module in stack for stack in layers_of(model)):
+        raise _NoDirectionError(f"{str(place).removeprefix('/')} is not what a layer puts out")
+    assert unit.feature is not None
+    try:
+        direction = unit.sae.direction(unit.feature)
+    except InvalidTap as error:
+        raise _NoDirectionError(str(error)) from error
+    if len(direction) != width:
+        raise _NoDirectionError(
+            f"the decoder writes {len(direction)} channels, and the residual stream has {width}"
+        )
+    return direction
 
 
 def _is_read(

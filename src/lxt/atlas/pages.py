@@ -27,6 +27,7 @@ def write_pages(
     model: Any,
     tokenizer: Any,
     contexts: int,
+    sae: Any,
     progress: bool | None,
 ) -> None:
     """Write them; see `Atlas.to_html`."""
@@ -45,7 +46,9 @@ def write_pages(
     # Site by site: the contexts of one are read once.
     with progress_of(len(numbers), "pages", shown=as_progress(progress)) as tick:
         for name in sorted(numbers, key=lambda name: _number(atlas, name)):
-            described = atlas.describe(name, model=model, tokenizer=tokenizer, contexts=contexts)
+            described = atlas.describe(
+                name, model=model, tokenizer=tokenizer, contexts=contexts, sae=sae
+            )
             page = unit_page(described, index="../index.html")
             write(place / numbers[name], page.encode())
             tick(1)
@@ -75,8 +78,7 @@ def _rows(atlas: Atlas, pages: dict[str, str]) -> list[dict[str, Any]]:
     """Of each unit its name, page, numbers, and the tokens at its first peaks."""
     numbers = [atlas.column(column).tolist() for column in _columns(atlas).values()]
     found = []
-    names = [naming.name_of(site, i) for site in atlas.sites for i in range(site.units)]
-    for name, *values in zip(names, *numbers, strict=True):
+    for name, *values in zip(atlas.names, *numbers, strict=True):
         page = pages.get(name)
         tokens = [c.tokens[c.peak] for c in atlas.top(name, k=3)] if page else []
         found.append({"name": name, "page": page, "values": values, "tokens": tokens})

@@ -2,22 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
+from itertools import repeat
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from lxt.atlas.identity import identity_of_sae
 from lxt.atlas.rows import Batch
 from lxt.backward import Backward
 from lxt.composite import Composite
-from lxt.engine.passages import first_tensor
+from lxt.engine.passages import Passing, Probe, first_tensor
 from lxt.errors import InvalidTap, NonFiniteLogits
 from lxt.latent.anatomy import Anatomy, anatomy_of
+from lxt.latent.features import Features
 from lxt.latent.inside import Inside
-from lxt.latent.parts import Kind, Parts, by_tokens
+from lxt.latent.parts import Kind
+from lxt.latent.probes import Told
 from lxt.latent.relevance import names_of
 from lxt.latent.taps import AnyTap
 from lxt.propagation import Propagation
@@ -26,6 +31,8 @@ from lxt.text_case import Reading, TextCase
 
 __all__ = ["Passes", "Seen", "SiteOfAtlas"]
 
+_KEY = re.compile(r"[\w.-]+")
+
 
 @dataclass(frozen=True)
 class SiteOfAtlas:
@@ -33,10 +40,12 @@ class SiteOfAtlas:
 
     Attributes:
         name: the module's path, with ":input" where it is the input; with a number where it ran
-            several times.
-        kind: "neurons", each channel; "heads"; or "tokens", all channels together.
+            several times. Of features with the tap's key behind: "layers.15:features".
+        kind: "neurons", each channel; "heads"; "tokens", all channels together; routed "experts",
+            whose activation is the router's weight; or "features" of an autoencoder.
         units: how many there are.
         heads: how many heads the channels are divided into, if they are.
+        sae: of features, which autoencoder's they are; see `identity_of_sae`.
 
     """
 
@@ -44,6 +53,7 @@ class SiteOfAtlas:
     kind: Kind
     units: int
     heads: int | None
+    sae: str | None = None
 
 
 @dataclass(frozen=True)
@@ -75,8 +85,14 @@ class Passes:
         for tap in taps:
             if tap.over is not None or tap.top is not None:
                 raise InvalidTap(f"{tap}: an atlas needs each token: leave out over=… and top=…")
+            if isinstance(tap, Features) and not _KEY.fullmatch(tap.key):
+                raise InvalidTap(
+                    f"name={tap.key!r}: in an atlas it is a part of units' names: give one of "
+                    "letters, digits, '_', '-' and '.'"
+                )
         self._model = model
         self._taps = taps
+        self._saes = {t.key: identity_of_sae(t.sae) for t in taps if isinstance(t, Features)}
         self._composite = composite
         self._undo = ExitStack()
         self._way: tuple[Propagation, Backward] | None = None
@@ -142,26 +158,30 @@ class Passes:
             reading = case.read(range(case.count))
             case.require_path(reading)
             arrived = backward.one(reading, _own_predictions(case, reading))
-        relevances = iter(arrived.told)
-        seen: list[Seen] = []
-        for told in reading.taps.values():
-            names = names_of([one.site for one in told])
-            for name, one in zip(names, told, strict=True):
-                assert one.activation is not None, "no tap keeps the strongest only"
-                site = SiteOfAtlas(name, one.parts.kind, one.units, one.parts.heads)
-                seen.append(_by_units(site, one.activation, next(relevances)[0]))
-        return seen
+        return self._seen(reading.taps, (relevance[0] for relevance in arrived.told))
 
     def _activations(self, batch: Batch) -> list[Seen]:
         is_classifier = task_of(self._model) == "label"
         # One logit is the least that a run can be asked for.
-        case, _ = self._case(batch, None if is_classifier else Prediction(position=0))
-        seen: list[Seen] = []
-        with ExitStack() as undo, torch.no_grad():
-            found = [undo.enter_context(_Hooks(case, tap)) for tap in self._taps]
+        case, inside = self._case(batch, None if is_classifier else Prediction(position=0))
+        with _Hooks(self._model, inside.probes), torch.no_grad():
             case.read([0])
-            for hooks in found:
-                seen += hooks.seen()
+        return self._seen(inside.told(), repeat(None))
+
+    def _seen(
+        self, told: Mapping[str, Sequence[Told]], relevances: Iterable[Tensor | None]
+    ) -> list[Seen]:
+        """What taps were told, with relevance in the same order."""
+        arriving = iter(relevances)
+        seen: list[Seen] = []
+        for key, of_tap in told.items():
+            sae = self._saes.get(key)
+            end = "" if sae is None else f":{key}"
+            names = names_of([one.site + end for one in of_tap])
+            for name, one in zip(names, of_tap, strict=True):
+                assert one.activation is not None, "no tap keeps the strongest only"
+                site = SiteOfAtlas(name, one.parts.kind, one.units, one.parts.heads, sae)
+                seen.append(_by_units(site, one.activation, next(arriving)))
         return seen
 
 
@@ -185,56 +205,39 @@ def _own_predictions(case: TextCase, reading: Reading) -> Tensor:
 
 
 class _Hooks:
-    """Sees what passes the sites of a tap, without a graph."""
+    """Shows probes what passes a model by itself, with no composite on it and no graph."""
 
-    def __init__(self, case: TextCase, tap: AnyTap) -> None:
-        inside = case.inside
-        assert inside is not None, "it was made for taps"
-        self._tap = tap
-        self._places = inside.places[tap.key]
-        self._passage = inside.passage
-        self._found: list[tuple[str, Parts, Tensor, int]] = []
+    def __init__(self, model: nn.Module, probes: Sequence[Probe]) -> None:
+        self._model = model
+        self._probes = probes
         self._undo = ExitStack()
 
-    def __enter__(self) -> _Hooks:
-        for place in self._places:
-            name = str(place.site).removeprefix("/")
+    def __enter__(self) -> None:
+        def starts(*_: object) -> None:
+            for probe in self._probes:
+                probe.starts()
 
-            def see(given: Any, name: str = name, parts: Parts = place.parts) -> None:
-                value = first_tensor(given)
-                if value is None:
-                    return
-                passage = self._passage
-                x = by_tokens(value, passage.rows, passage.tokens, name)
-                units = {"tokens": 1, "heads": parts.heads or 1, "neurons": x.shape[-1]}
-                activation = parts.activation(x, passage.mask.to(x.device))
-                self._found.append((name, parts, activation, units[parts.kind]))
-
-            if place.site.end == "output":
-                hook = place.module.register_forward_hook(lambda _, args, out, see=see: see(out))
+        self._undo.callback(self._model.register_forward_pre_hook(starts).remove)
+        for probe in self._probes:
+            if probe.end == "output":
+                hook = probe.module.register_forward_hook(
+                    lambda _, args, kwargs, output, probe=probe: _show(probe, output, args, kwargs),
+                    with_kwargs=True,
+                )
             else:
-                hook = place.module.register_forward_pre_hook(
-                    lambda _, args, kwargs, see=see: see([*args, *kwargs.values()]),
+                hook = probe.module.register_forward_pre_hook(
+                    lambda _, args, kwargs, probe=probe: _show(probe, (args, kwargs), args, kwargs),
                     with_kwargs=True,
                 )
             self._undo.callback(hook.remove)
-        return self
 
     def __exit__(self, *_: object) -> None:
         self._undo.close()
 
-    def seen(self) -> list[Seen]:
-        """All of it.
 
-        Raises:
-            InvalidTap: nothing passed.
-
-        """
-        if not self._found:
-            names = ", ".join(str(place.site).removeprefix("/") for place in self._places[:3])
-            raise InvalidTap(f"the tap {self._tap.key!r} saw nothing pass: {names} did not run")
-        names = names_of([name for name, *_ in self._found])
-        return [
-            _by_units(SiteOfAtlas(name, parts.kind, units, parts.heads), activation, None)
-            for name, (_, parts, activation, units) in zip(names, self._found, strict=True)
-        ]
+def _show(probe: Probe, value: Any, args: Any, kwargs: Any) -> None:
+    x = first_tensor(value)
+    if x is not None:
+        with torch.enable_grad():  # what is told is put in order by the numbers of autograd's nodes
+            torch.zeros((), requires_grad=True).clone()
+        probe(Passing(x, args, kwargs, is_rerun=False))

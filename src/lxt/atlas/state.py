@@ -55,6 +55,8 @@ class State:
         for one, rankings, statistics in zip(seen, self.rankings, self.statistics, strict=True):
             statistics.add(one.activation, one.relevance, batch.counted, batch.numbers)
             left_out = ~batch.counted.to(one.activation.device)[..., None]
+            if one.site.kind in ("features", "experts"):  # where they are 0, they did not take part
+                left_out = left_out | (one.activation == 0)
             for by, ranking in rankings.items():
                 of, other = one.activation, one.relevance
                 if by.endswith("relevance"):

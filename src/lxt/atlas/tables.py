@@ -79,7 +79,8 @@ def _of_ranking(pa: Any, site: str, by: str, ranking: Ranking, state: State) -> 
     other = ranking.companions[unit, rank]
     place = ranking.places[unit, rank].long()
     before, after = state.window
-    lengths = torch.tensor([len(state.rows[row].ids) for row in rows.tolist()])
+    lengths = [len(state.rows[row].ids) for row in rows.tolist()]
+    lengths = torch.tensor(lengths, dtype=torch.int64)
     begin = (place - before).clamp(min=0)
     end = torch.minimum(place + after + 1, lengths)
     offsets = torch.arange(-before, after + 1) + place[:, None]
@@ -118,7 +119,8 @@ def write_rows(file: Path, rows: Iterable[Row], tokenizer: Any) -> None:
                 for name, dtype in (("text", torch.int64), ("start", torch.int64),
                                     ("begin", torch.int32), ("end", torch.int32))
             }  # fmt: skip
-            columns = {"row": torch.tensor([row.number for row in part]), **columns}
+            numbers = torch.tensor([row.number for row in part], dtype=torch.int64)
+            columns = {"row": numbers, **columns}
             columns["ids"] = pa.array([list(row.ids) for row in part], pa.list_(pa.int32()))
             safe = [[label.encode("utf-8", "replace").decode() for label in row] for row in labels]
             columns["tokens"] = pa.array(safe, pa.list_(pa.string()))
@@ -179,7 +181,7 @@ def _reading(pa: Any, file: Path) -> Iterator[None]:
 
 
 def _parts(rows: list[Row]) -> Iterator[list[Row]]:
-    for first in range(0, len(rows), _LABELS_AT_ONCE):
+    for first in range(0, max(1, len(rows)), _LABELS_AT_ONCE):  # a file, if of no rows
         yield rows[first : first + _LABELS_AT_ONCE]
 
 

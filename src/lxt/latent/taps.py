@@ -255,8 +255,8 @@ def _some(places: list[Place], tap: AnyTap, problem: str, model: nn.Module) -> l
     return places
 
 
-def as_taps(taps: Any) -> list[AnyTap]:
-    """Taps as they are given, with distinct keys.
+def as_taps(taps: Any, *, companions: bool = True) -> list[AnyTap]:
+    """Taps as they are given, with distinct keys; and with `companions` what is read along.
 
     Raises:
         InvalidTap: something else is among them, or two have one key.
@@ -275,7 +275,7 @@ def as_taps(taps: Any) -> list[AnyTap]:
                 f"{tap!r} is no tap: give lxt.Residual(), lxt.Heads(), lxt.Neurons(), lxt.Tap(…) "
                 "or the path of modules"
             )
-        found += [tap, *tap.companions]
+        found += [tap, *(tap.companions if companions else ())]
     keys = [tap.key for tap in found]
     for key in keys:
         if keys.count(key) > 1:

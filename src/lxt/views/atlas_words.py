@@ -33,6 +33,8 @@ def facts(description: Description) -> dict[str, str]:
     }
     if s.absolute_relevance is not None and s.relevance is not None:
         found["relevance"] = f"mean {s.relevance:.3g}, of |relevance| {s.absolute_relevance:.3g}"
+    if description.note:
+        found["attribution"] = description.note
     return found
 
 
