@@ -8,7 +8,6 @@ import torch
 from lxt.errors import ModelUnavailable
 from lxt.models import LoadedModel, load_model
 
-
 # Rich keeps the codes of a style as it first wrote them: every test's terminal has all colours.
 os.environ |= {"TERM": "xterm-256color", "COLORTERM": "truecolor"}
 
