@@ -123,6 +123,8 @@ class Propagation:
             self._entrance = None
         if self._guard is not None:
             self._guard.remove()
+        # They hold the last graph, and where layers run twice that holds the propagation.
+        self.probes = ()
         release(self.model, self)
 
     def run(

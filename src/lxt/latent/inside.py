@@ -12,11 +12,12 @@ from torch import Tensor, nn
 
 from lxt.engine.passages import Probe
 from lxt.errors import InvalidTap
+from lxt.inputs import input_embeddings
 from lxt.latent.features import FeatureCapture, FeatureWaypoint
 from lxt.latent.probes import Capture, Passage, Reader, Told
 from lxt.latent.sae import SAE
 from lxt.latent.taps import AnyTap, Place
-from lxt.latent.units import Site, Unit
+from lxt.latent.units import End, Site, Unit
 from lxt.latent.waypoints import Waypoint
 
 if TYPE_CHECKING:
@@ -24,16 +25,19 @@ if TYPE_CHECKING:
 
 __all__ = ["Inside", "as_units"]
 
-Source = tuple[Site, SAE | None]
+Source = tuple[nn.Module, End, SAE | None]
+"""What units are read from, however their sites are written: features are not the site itself."""
 
 
 def as_units(units: Any, argument: str) -> list[Unit]:
     """Units as they are given: one, or a list of them.
 
     Raises:
-        InvalidTap: something else is among them.
+        InvalidTap: something else is among them, or the list is empty.
 
     """
+    if isinstance(units, list | tuple) and not units:
+        raise InvalidTap(f"{argument}={units!r} names no unit: give one, or None for no condition")
     found = list(units) if isinstance(units, list | tuple) else [] if units is None else [units]
     for unit in found:
         if not isinstance(unit, Unit):
@@ -70,6 +74,7 @@ class Inside:
         self._readers = {
             key: [self._reader(place) for place in places] for key, places in self.places.items()
         }
+        self._sources = {unit: self._source(unit) for unit in (*self.units, *self.through)}
         self._explained = self._captures(self.units, values=True)
         self._waypoints = self._captures(self.through, values=False)
 
@@ -86,16 +91,32 @@ class Inside:
             lens=place.lens,
         )
 
+    def _source(self, unit: Unit) -> Source:
+        site = unit.place
+        module = site.the_module(self.model)
+        self._require_within(module, site)
+        return module, site.end, unit.sae
+
+    def _require_within(self, module: nn.Module, site: Site) -> None:
+        """Make sure that it is not what the leaf is made of, which relevance ends at."""
+        if site.end == "output" and module is input_embeddings(self.model):
+            raise InvalidTap(
+                f"{str(site).removeprefix('/')} puts out the input itself, whose relevance is that "
+                "of the explanation: name what comes after it"
+            )
+
     def _captures(self, units: Sequence[Unit], *, values: bool) -> dict[Source, Capture]:
         found: dict[Source, Capture] = {}
-        for source in dict.fromkeys(unit.source for unit in units):
-            site, sae = source
-            name = str(site).removeprefix("/")
-            given = name, site.the_module(self.model), site.end, self.passage
+        for unit in units:
+            source = module, end, sae = self._sources[unit]
+            if source in found:
+                continue
+            given = str(unit.place).removeprefix("/"), module, end, self.passage
             if sae is None:
                 found[source] = Capture(*given, values=values)
                 continue
-            numbers = [u.feature for u in units if u.source == source and u.feature is not None]
+            same = [one for one in units if self._sources[one] == source]
+            numbers = [one.feature for one in same if one.feature is not None]
             wanted = list(dict.fromkeys(numbers))
             found[source] = FeatureCapture(*given, sae, wanted, values=values)
         return found
@@ -104,7 +125,8 @@ class Inside:
     def probes(self) -> list[Probe]:
         """All of them."""
         readers = [reader for readers in self._readers.values() for reader in readers]
-        return [*self._explained.values(), *self._waypoints.values(), *readers]
+        # What is read at the site of an explained unit is read before it: it is what explains it.
+        return [*self._waypoints.values(), *readers, *self._explained.values()]
 
     def expects(self, lengths: Sequence[int], keep: Sequence[int]) -> None:
         """Say how long the rows of the next forward pass are, and where units are explained."""
@@ -122,6 +144,8 @@ class Inside:
         """
         found: dict[str, list[Told]] = {}
         for key, readers in self._readers.items():
+            for place in self.places[key]:
+                self._require_within(place.module, place.site)
             told = sorted((one for r in readers for one in r.told), key=lambda one: one.number)
             if not told:
                 names = ", ".join(reader.site for reader in readers[:3])
@@ -144,7 +168,7 @@ class Inside:
             values = capture.captured.values
             assert values is not None, "positions were kept"
             for unit in self.units:
-                if unit.source == source and unit.feature is None:
+                if self._sources[unit] == source and unit.feature is None:
                     unit.require_in(values.shape[-1])
             parts.append(values)
         return torch.cat(parts, -1)
@@ -154,7 +178,7 @@ class Inside:
         start = 0
         for source, capture in self._explained.items():
             values: Any = capture.captured.values
-            if source == unit.source:
+            if source == self._sources[unit]:
                 at = capture.channels(unit, values.shape[-1])
                 return slice(start + at.start, start + at.stop)
             start += values.shape[-1]
@@ -170,7 +194,7 @@ class Inside:
         found = []
         for source, capture in self._waypoints.items():
             captured = capture.captured
-            units = [unit for unit in self.through if unit.source == source]
+            units = [unit for unit in self.through if self._sources[unit] == source]
             if isinstance(capture, FeatureCapture):
                 given = captured, units, self.passage, self.explicit
                 found.append(FeatureWaypoint(*given, capture))

@@ -127,9 +127,11 @@ def by_tokens(x: Tensor, rows: int, tokens: int, site: str) -> Tensor:
         InvalidTap: neither is there.
 
     """
-    if x.shape[:2] == (rows, tokens) or (x.dim() and x.shape[0] == rows * tokens):
+    # Of two axes [batch, channels], channels may happen to be as many as tokens.
+    by_row = x.dim() > 2 and x.shape[:2] == (rows, tokens)
+    if by_row or (x.dim() and x.shape[0] == rows * tokens):
         return x.reshape(rows, tokens, -1)
     raise InvalidTap(
-        f"what passes {site} has the shape {list(x.shape)}, and [batch, tokens, …] is taken, here "
-        f"[{rows}, {tokens}, …]"
+        f"what passes {site} has the shape {list(x.shape)}, and [batch, tokens, channels] is "
+        f"taken, here [{rows}, {tokens}, …]"
     )

@@ -117,8 +117,12 @@ class Latent:
         >>> site, position, number, _ = e.latent["neurons"].strongest(1)[0]
         >>> lxt.explain(model, text, target=e.latent["neurons"].unit(site, number, position))
 
+        Of what was summed over tokens it is the unit of all tokens, at position -1 too, which is
+        what `strongest` says there.
+
         Raises:
-            InvalidTap: there is no such site or unit; or none that is one by itself, as an expert.
+            InvalidTap: there is no such site or unit; or none that is one by itself, as an expert,
+                or what passed a module that ran several times.
 
         """
         if site not in self.sites:
@@ -127,8 +131,10 @@ class Latent:
         if not 0 <= unit < count:
             raise InvalidTap(f"there is no unit {unit}: {site} has {count}")
         path, _, end = site.partition(":")
-        if self.kind not in ("tokens", "heads", "neurons") or " " in path:
+        if self.kind not in ("tokens", "heads", "neurons") or " " in site:
             raise InvalidTap(f"{self.kind} of {site} are no lxt.Unit that its path tells")
+        if position == -1 and self._is_summed:
+            position = None
         heads = count if self.kind == "heads" else None
         place = Site(path, "input" if end else "output", heads)
         return Unit(
@@ -137,6 +143,13 @@ class Latent:
             head=unit if heads else None,
             position=position,
         )
+
+    @property
+    def _is_summed(self) -> bool:
+        """Whether no position is told."""
+        if self.index is None:
+            return "tokens" not in self.axes
+        return bool((self.index[..., 0] == -1).all())
 
     def part(self, index: tuple[int, ...], keep: Tensor, targets: int | None = None) -> Latent:
         """One entry of the first axes, of rows or targets, or all; without padding.

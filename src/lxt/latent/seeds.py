@@ -39,7 +39,7 @@ class UnitSeed:
         weights = torch.zeros_like(values)
         here = weights[at]
         if self.unit.direction is not None:
-            direction = self.unit.direction.to(values)
+            direction = self.unit.direction.detach().to(values)
             here += direction / direction.norm()
         elif self.unit.neuron is not None or self.unit.feature is not None:
             here += 1

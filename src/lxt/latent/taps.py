@@ -130,7 +130,8 @@ class _OfLayers(AnyTap):
     def __post_init__(self) -> None:
         super().__post_init__()
         numbers = [] if self.layer is None else self._numbers()
-        if any(not isinstance(n, int) or isinstance(n, bool) for n in numbers):
+        is_empty = self.layer is not None and not numbers
+        if is_empty or any(not isinstance(n, int) or isinstance(n, bool) for n in numbers):
             raise InvalidTap(f"layer={self.layer!r} is no number of a layer, nor a list of them")
 
     def _numbers(self) -> list[Any]:
@@ -262,7 +263,7 @@ def as_taps(taps: Any, *, companions: bool = True) -> list[AnyTap]:
         InvalidTap: something else is among them, or two have one key.
 
     """
-    if isinstance(taps, str | AnyTap):
+    if isinstance(taps, str | Site | AnyTap):
         taps = [taps]
     if not isinstance(taps, Sequence):
         raise InvalidTap(f"taps={taps!r}: give a list of taps, or of paths of modules")

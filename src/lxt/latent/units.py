@@ -10,7 +10,7 @@ from typing import Any, Literal
 from torch import Tensor, nn
 
 from lxt.errors import InvalidTap
-from lxt.latent.sae import SAE, as_sae
+from lxt.latent.sae import as_sae
 
 __all__ = ["End", "Site", "Unit", "as_site"]
 
@@ -42,7 +42,9 @@ class Site:
         if self.end not in ("input", "output"):
             raise InvalidTap(f"end={self.end!r} is neither 'input' nor 'output'")
         heads = self.heads
-        if heads is not None and (not isinstance(heads, int) or heads < 1):
+        if heads is not None and (
+            not isinstance(heads, int) or isinstance(heads, bool) or heads < 1
+        ):
             raise InvalidTap(f"heads={heads!r} is no number of heads")
 
     def __str__(self) -> str:
@@ -168,11 +170,6 @@ class Unit:
 
     def __repr__(self) -> str:
         return f"<Unit {self.name}>"
-
-    @property
-    def source(self) -> tuple[Site, SAE | None]:
-        """What its value is read from: a site, or features of what goes through it."""
-        return self.place, self.sae
 
     def at(self, position: int | None) -> Unit:
         """The same part of another token."""
