@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 import lxt
 import zoo
-from lxt.errors import InvalidTap
+from lxt.errors import InvalidModel, InvalidTap
 from lxt.explained import ExplainedTarget
 from test_taps import close, first, ids
 
@@ -178,3 +178,20 @@ def test_a_direction_that_is_trained_is_a_direction() -> None:
             relevance.append(lxt.explain(zoo.build("llama"), ids(), target=unit).relevance)
     assert torch.equal(*relevance)
     assert not relevance[0].requires_grad
+
+
+def test_what_comes_from_another_leaf_is_an_error_and_not_nothing() -> None:
+    class Elsewhere(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.embedding = nn.Embedding(4, 4)
+
+        def get_input_embeddings(self) -> nn.Module:
+            return self.embedding
+
+        def forward(self, input_ids: Tensor, other: Tensor) -> Any:
+            return (self.embedding(input_ids).detach() + other,)
+
+    inputs = {"input_ids": torch.tensor([[3, 1]]), "other": torch.ones(1, requires_grad=True)}
+    with pytest.raises(InvalidModel, match="does not come from the input embeddings"):
+        lxt.explain(Elsewhere(), inputs)

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from lxt.composite import Composite
-from lxt.errors import NonFiniteRelevance, SequentialBackwardWarning
+from lxt.errors import InvalidModel, NonFiniteRelevance, SequentialBackwardWarning
 from lxt.gradients import compute_dtype
 from lxt.text_case import Reading
 
@@ -238,6 +238,10 @@ def arrived_at(
 
     Where relevance must go through units, a backward pass goes up to them, and starts again from
     what arrives at these alone. Taps after them see all of the first.
+
+    Raises:
+        InvalidModel: nothing arrives at the leaf, though no unit stands in the way.
+
     """
     leaves = [reading.leaf, *(told.leaf for told in reading.told)]
     numbers = [-1, *(told.number for told in reading.told)]
@@ -263,6 +267,11 @@ def arrived_at(
             left, gradients(outputs, [leaves[place] for place in left], seeds), strict=True
         ):
             found[place] = one
+    if found[0] is None and not reading.waypoints:
+        raise InvalidModel(
+            "what is explained does not come from the input embeddings [batch, tokens, channels]: "
+            "explain it with `with composite.context(model):`"
+        )
     return [
         one
         if one is not None

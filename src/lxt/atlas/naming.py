@@ -5,14 +5,13 @@ from __future__ import annotations
 import difflib
 import re
 from collections.abc import Sequence
-from fnmatch import fnmatchcase
 from typing import Any
 
 from lxt.atlas.identity import identity_of_sae
 from lxt.atlas.passes import SiteOfAtlas
 from lxt.errors import InvalidTap
 from lxt.latent.sae import SAE, as_sae
-from lxt.latent.units import Site, Unit
+from lxt.latent.units import Site, Unit, fits
 
 __all__ = ["find", "name_of", "unit_of"]
 
@@ -111,7 +110,7 @@ def _site(sites: Sequence[SiteOfAtlas], wanted: str) -> int:
     # Where nothing else is called so, what is behind a colon need not be said: of features the
     # tap's key, and the end of a module.
     for called in (str, lambda name: name.rpartition(":")[0], lambda name: name.partition(":")[0]):
-        found = found or [i for i, site in enumerate(sites) if _fits(called(site.name), wanted)]
+        found = found or [i for i, site in enumerate(sites) if fits(called(site.name), wanted)]
     if len(found) == 1:
         return found[0]
     names = [site.name for site in sites]
@@ -120,10 +119,3 @@ def _site(sites: Sequence[SiteOfAtlas], wanted: str) -> int:
         raise InvalidTap(f"the atlas has no site {wanted!r}: there is, for instance, {near[0]!r}")
     listed = ", ".join(repr(names[i]) for i in found[:3])
     raise InvalidTap(f"{wanted!r} fits {len(found)} sites, {listed}, …: name one")
-
-
-def _fits(name: str, pattern: str) -> bool:
-    parts, wanted = name.split("."), pattern.removeprefix("/").split(".")
-    if len(parts) < len(wanted) or (pattern.startswith("/") and len(parts) != len(wanted)):
-        return False
-    return all(map(fnmatchcase, parts[-len(wanted) :], wanted))

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
 import torch
 from torch import Tensor
+
+from lxt.atlas.held import Held
 
 __all__ = ["EMPTY", "Ranking", "rows_in", "values_in"]
 
@@ -34,7 +34,7 @@ def rows_in(keys: Tensor) -> Tensor:
     return _LOW - (keys & _LOW)
 
 
-class Ranking:
+class Ranking(Held):
     """For each unit of a site the rows in which its value is largest, one place in each.
 
     Attributes:
@@ -47,6 +47,8 @@ class Ranking:
 
     """
 
+    NAMES = ("keys", "places", "companions", "windows")
+
     def __init__(self, units: int, top: int, window: tuple[int, int]) -> None:
         self.keys = torch.full((units, top), EMPTY)
         self.places = torch.zeros(units, top, dtype=torch.int32)
@@ -54,23 +56,6 @@ class Ranking:
         before, after = window
         self.windows = torch.zeros(units, top, before + 1 + after, dtype=torch.bfloat16)
         self._offsets = torch.arange(-before, after + 1)
-
-    def tensors(self) -> dict[str, Tensor]:
-        """All that it holds."""
-        names = ("keys", "places", "companions", "windows")
-        return {name: getattr(self, name) for name in names}
-
-    def load(self, tensors: Mapping[str, Tensor]) -> None:
-        """Take what `tensors` gave.
-
-        Raises:
-            ValueError: it has other shapes.
-
-        """
-        for name, own in self.tensors().items():
-            if tensors[name].shape != own.shape or tensors[name].dtype != own.dtype:
-                raise ValueError(f"{name} is {list(tensors[name].shape)}, not {list(own.shape)}")
-            setattr(self, name, tensors[name])
 
     def offer(
         self, values: Tensor, activation: Tensor, companion: Tensor | None, numbers: Tensor

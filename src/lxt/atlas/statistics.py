@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
 import torch
 from torch import Tensor
+
+from lxt.atlas.held import Held
 
 __all__ = ["EDGES", "Statistics"]
 
@@ -15,7 +15,7 @@ EDGES = [2.0**exponent for exponent in range(_LEAST, _MOST + 1)]
 negative values the same, so there are `2 * len(EDGES) + 1`, from the most negative on."""
 
 
-class Statistics:
+class Statistics(Held):
     """Moments, extremes and a histogram.
 
     Attributes:
@@ -30,7 +30,7 @@ class Statistics:
 
     """
 
-    _NAMES = (
+    NAMES = (
         *("tokens", "mean", "squares", "least", "most", "active"),
         *("relevance", "absolute", "histogram"),
     )
@@ -50,22 +50,6 @@ class Statistics:
     def deviation(self) -> Tensor:
         """The standard deviation, of all tokens, float64 [units]."""
         return (self.squares / self.tokens.clamp(min=1)).sqrt()
-
-    def tensors(self) -> dict[str, Tensor]:
-        """All that it holds."""
-        return {name: getattr(self, name) for name in self._NAMES}
-
-    def load(self, tensors: Mapping[str, Tensor]) -> None:
-        """Take what `tensors` gave.
-
-        Raises:
-            ValueError: it has other shapes.
-
-        """
-        for name, own in self.tensors().items():
-            if tensors[name].shape != own.shape or tensors[name].dtype != own.dtype:
-                raise ValueError(f"{name} is {list(tensors[name].shape)}, not {list(own.shape)}")
-            setattr(self, name, tensors[name])
 
     def add(
         self, activation: Tensor, relevance: Tensor | None, counted: Tensor, numbers: Tensor

@@ -71,6 +71,9 @@ class Inside:
         # It is not kept: it holds the case, which holds what is looked at.
         self.passage = Passage()
         self.places = {tap.key: tap.places(self.model, anatomy) for tap in self.taps}
+        for places in self.places.values():
+            for place in places:
+                self._require_within(place.module, place.site)
         self._readers = {
             key: [self._reader(place) for place in places] for key, places in self.places.items()
         }
@@ -144,8 +147,6 @@ class Inside:
         """
         found: dict[str, list[Told]] = {}
         for key, readers in self._readers.items():
-            for place in self.places[key]:
-                self._require_within(place.module, place.site)
             told = sorted((one for r in readers for one in r.told), key=lambda one: one.number)
             if not told:
                 names = ", ".join(reader.site for reader in readers[:3])

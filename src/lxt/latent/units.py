@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from lxt.errors import InvalidTap
 from lxt.latent.sae import as_sae
 
-__all__ = ["End", "Site", "Unit", "as_site"]
+__all__ = ["End", "Site", "Unit", "as_site", "fits"]
 
 _PARTS = ("neuron", "head", "direction", "feature")
 
@@ -57,7 +57,7 @@ class Site:
             InvalidTap: there are none; the message shows paths that there are.
 
         """
-        found = [(name, part) for name, part in model.named_modules() if _fits(name, self.module)]
+        found = [(name, part) for name, part in model.named_modules() if fits(name, self.module)]
         if not found:
             raise InvalidTap(
                 f"no module of {type(model).__name__} matches {self.module!r}: there is, for "
@@ -211,7 +211,8 @@ class Unit:
         return slice(0, width)
 
 
-def _fits(name: str, pattern: str) -> bool:
+def fits(name: str, pattern: str) -> bool:
+    """Whether a path fits a pattern, see `Site.module`."""
     parts, wanted = name.split("."), pattern.removeprefix("/").split(".")
     if pattern.startswith("/") and len(parts) != len(wanted):
         return False
